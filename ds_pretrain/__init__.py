@@ -1,0 +1,3 @@
+"""Pretraining language models on DeepSpeed with sequence-length curricula."""
+
+__version__ = "0.1.0"

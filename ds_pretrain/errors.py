@@ -1,0 +1,54 @@
+"""Errors that reach a user. A command prints a ``UserError`` as one message and exits with code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class UserError(ValueError):
+    """Something the user can mend: the message names the place, the value, what is allowed and the remedy."""
+
+
+class DataError(UserError):
+    """A corpus, token file or tokenizer that cannot be used as it is."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or run folder that cannot be continued as asked."""
+
+
+class TrainingError(RuntimeError):
+    """A run that failed while training; commands exit with code 1."""
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing that is wrong with a recipe.
+
+    Args:
+        path: dotted path of the key, list indices included, e.g. ``curriculum.stages.1.seq_len``.
+        message: value found, what is allowed, and the remedy, as one sentence.
+    """
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class RecipeError(UserError):
+    """A recipe with one or more problems, all of them reported at once.
+
+    Args:
+        problems: every problem found, in the order in which they are to be shown.
+        source: the files the recipe came from, for the heading.
+    """
+
+    def __init__(self, problems: Sequence[Problem], source: str = "recipe") -> None:
+        self.problems = tuple(problems)
+        self.source = source
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        lines = [f"{source}: {count}", *(f"  {problem}" for problem in self.problems)]
+        super().__init__("\n".join(lines))
