@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 
 class Section(BaseModel):
@@ -18,10 +18,21 @@ class Section(BaseModel):
         validate_default=True,
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _switches_are_true_or_false(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would take ``1``, ``"yes"`` and ``"off"`` too; a switch that is given a number is a mistake."""
+        assert info.field_name is not None
+        annotation = cls.model_fields[info.field_name].annotation
+        kinds = get_args(annotation) or (annotation,)
+        if bool in kinds and not isinstance(value, bool) and not (value is None and type(None) in kinds):
+            raise ValueError("true or false")
+        return value
+
 
 def _not_boolean(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("a number is needed, not true or false")
+        raise ValueError("a number")
     return value
 
 
@@ -36,10 +47,12 @@ def _whole(value: Any) -> Any:
     """Lets ``1e5`` and ``"100_000"`` be whole numbers, as people write large ones."""
     _not_boolean(value)
     if isinstance(value, str):
-        try:
-            value = float(value.replace("_", ""))
-        except ValueError:
-            return value
+        for convert in (int, float):  # int first: a float rounds whole numbers beyond 2^53
+            try:
+                value = convert(value)
+                break
+            except ValueError:
+                continue
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value

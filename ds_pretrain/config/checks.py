@@ -31,9 +31,7 @@ def sources(recipe: Recipe) -> Sequence[Problem]:
                 )
     has_text = any(source.text is not None for source in recipe.data.train)
     if has_text and recipe.tokenizer is None:
-        problems.append(
-            Problem("tokenizer", "is required with a text source; give path, or train: {vocab_size: 8192}")
-        )
+        problems.append(Problem("tokenizer", "is required with a text source; give path, or train: {vocab_size: 8192}"))
     if recipe.tokenizer is not None:
         given = {key: getattr(recipe.tokenizer, key) for key in ("path", "train")}
         problems += _exactly_one("tokenizer", given)
@@ -53,9 +51,7 @@ def sources(recipe: Recipe) -> Sequence[Problem]:
                 )
             )
         if recipe.data.validation:
-            problems.append(
-                Problem("data.validation_fraction", "excludes data.validation; give one of the two")
-            )
+            problems.append(Problem("data.validation_fraction", "excludes data.validation; give one of the two"))
     return problems
 
 
@@ -73,9 +69,7 @@ def stages(recipe: Recipe) -> Sequence[Problem]:
     if curriculum.pacing is not None:
         return [Problem("curriculum.pacing", "excludes curriculum.stages; give one of the two")]
     if not curriculum.stages:
-        return [
-            Problem("curriculum.stages", "found an empty list; allowed: at least one stage, or leave it out")
-        ]
+        return [Problem("curriculum.stages", "found an empty list; allowed: at least one stage, or leave it out")]
     problems: list[Problem] = []
     before: dict[str, float] = {}
     for index, stage in enumerate(curriculum.stages):
@@ -83,9 +77,7 @@ def stages(recipe: Recipe) -> Sequence[Problem]:
         starts = {key: getattr(stage, key) for key in ("step", "tokens", "fraction")}
         given = {key: value for key, value in starts.items() if value is not None}
         if len(given) > 1:
-            problems.append(
-                Problem(path, f"states {' and '.join(given)}; allowed: one of step, tokens, fraction")
-            )
+            problems.append(Problem(path, f"states {' and '.join(given)}; allowed: one of step, tokens, fraction"))
         elif not given and index > 0:
             problems.append(Problem(path, "does not say where it starts; give step, tokens or fraction"))
         for key, value in given.items():
@@ -123,15 +115,9 @@ def pacing(recipe: Recipe) -> Sequence[Problem]:
 
 def warmup(recipe: Recipe) -> Sequence[Problem]:
     """A warmup's length is stated once at most."""
-    given = [
-        key for key in ("tokens", "steps", "fraction") if getattr(recipe.schedule.warmup, key) is not None
-    ]
+    given = [key for key in ("tokens", "steps", "fraction") if getattr(recipe.schedule.warmup, key) is not None]
     if len(given) > 1:
-        return [
-            Problem(
-                "schedule.warmup", f"states {' and '.join(given)}; allowed: one of tokens, steps, fraction"
-            )
-        ]
+        return [Problem("schedule.warmup", f"states {' and '.join(given)}; allowed: one of tokens, steps, fraction")]
     return ()
 
 

@@ -76,7 +76,7 @@ class Source(Section):
     """Share of this source among all, in tokens."""
 
 
-def _as_sources(value: Any) -> Any:
+def as_sources(value: Any) -> Any:
     """One source may stand without a list, and a plain string is a path."""
     if value is None:
         return []
@@ -84,7 +84,7 @@ def _as_sources(value: Any) -> Any:
     return [{"path": item} if isinstance(item, str) else item for item in items]
 
 
-Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources)]
+Sources = Annotated[tuple[Source, ...], BeforeValidator(as_sources)]
 
 
 class Data(Section):

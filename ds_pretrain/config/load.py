@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from ds_pretrain.config.parse import Check, parse_recipe
 from ds_pretrain.config.schema import Recipe
 from ds_pretrain.errors import Problem, RecipeError
 
-# keys of which one replaces the others: a later file or override need not take the earlier one back
+# keys of which one replaces the others: a later file or the command line need not take the earlier one back
 _ALTERNATIVES = (
-    ("curriculum.total_steps", "curriculum.total_tokens", "curriculum.total_epochs"),
-    ("curriculum.stages", "curriculum.pacing"),
-    ("model.architecture", "model.pretrained"),
-    ("tokenizer.path", "tokenizer.train"),
-    ("schedule.warmup.tokens", "schedule.warmup.steps", "schedule.warmup.fraction"),
+    ("curriculum", ("total_steps", "total_tokens", "total_epochs")),
+    ("curriculum", ("stages", "pacing")),
+    ("curriculum.pacing", ("fraction", "steps", "tokens")),
+    ("model", ("architecture", "pretrained")),
+    ("tokenizer", ("path", "train")),
+    ("schedule.warmup", ("tokens", "steps", "fraction")),
 )
+# stands for "${" while OmegaConf handles a recipe: it must not look anything up, least of all in the environment
+_GUARD = "\ue000{"
 
 
 def load_recipe(files: Sequence[Path], overrides: Sequence[str] = (), checks: Sequence[Check] = ()) -> Recipe:
@@ -33,97 +36,137 @@ def load_recipe(files: Sequence[Path], overrides: Sequence[str] = (), checks: Se
         checks: what else has to hold, beside the recipe's own checks.
 
     Returns:
-        The recipe.
+        The recipe; text such as ``${name}`` stands in it as written.
 
     Raises:
         RecipeError: every problem at once.
     """
     if not files:
         raise RecipeError([Problem("", "no recipe given; name a YAML file, e.g. ds_configs/quickstart.yaml")])
-    merged = OmegaConf.create({})
-    for file in files:
-        merged = _merged(merged, _read(file), file)
-    problems = [problem for problem in (_override(merged, text) for text in overrides) if problem]
     source = ", ".join(str(file) for file in files)
+    merged: dict[str, Any] = {}
+    unreadable: list[Problem] = []
+    for file in files:
+        try:
+            merged = _merged(merged, _read(file))
+        except ValueError as error:
+            unreadable.append(Problem(str(file) if len(files) > 1 else "", str(error)))
+    if unreadable:
+        raise RecipeError(unreadable, source)
+    data, problems = _overridden(merged, overrides)
+    plain = {str(key): value for key, value in _swapped(data, _GUARD, "${").items()}
+    try:
+        recipe = parse_recipe(plain, checks, source)
+    except RecipeError as error:
+        raise RecipeError([*problems, *error.problems], source) from None
     if problems:
         raise RecipeError(problems, source)
-    # resolve=False: "${oc.env:…}" stays text, so that no secret of the environment gets into a recipe
-    data = OmegaConf.to_container(merged, resolve=False)
-    assert isinstance(data, dict)
-    return parse_recipe({str(key): value for key, value in data.items()}, checks, source)
+    return recipe
 
 
-def _read(file: Path) -> DictConfig:
+def _read(file: Path) -> dict[str, Any]:
+    """A file as plain data; a ValueError says why that is not to be had."""
     try:
-        loaded = OmegaConf.load(file)
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise _unreadable(file, "there is no such file") from None
+        raise ValueError("there is no such file") from None
     except OSError as error:
-        raise _unreadable(file, f"cannot be read ({error.strerror})") from error
+        raise ValueError(f"cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise _unreadable(file, f"is not UTF-8 text (byte {error.start})") from error
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise _unreadable(file, f"is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, DictConfig):
-        raise _unreadable(file, "is not a recipe: a mapping of keys is needed at the top")
-    if not loaded:
-        raise _unreadable(file, "is empty")
-    return loaded
-
-
-def _unreadable(file: Path, reason: str) -> RecipeError:
-    return RecipeError([Problem("", reason)], str(file))
-
-
-def _merged(base: DictConfig, layer: DictConfig, file: Path) -> DictConfig:
-    for group in _ALTERNATIVES:
-        if any(_get(layer, key) is not None for key in group):
-            for key in group:
-                _remove(base, key)
+        raise ValueError(f"is not UTF-8 text (byte {error.start})") from error
     try:
-        merged = OmegaConf.merge(base, layer)
-    except OmegaConfBaseException as error:
-        raise _unreadable(file, f"cannot be merged over the files before it: {error.msg}") from error
-    assert isinstance(merged, DictConfig)
-    return merged
+        top = yaml.compose(text, Loader=yaml.SafeLoader)
+        if top is None:
+            raise ValueError("is empty")
+        if not isinstance(top, yaml.MappingNode):
+            raise ValueError("is not a recipe: a mapping of keys is needed at the top")
+        return _plain(OmegaConf.create(text.replace("${", _GUARD)))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"is not valid YAML: {_reason(error)}") from error
 
 
-def _override(config: DictConfig, text: str) -> Problem | None:
-    key, sign, value = text.partition("=")
-    key = key.strip()
-    if not sign or not key:
-        return Problem("", f"found override {text!r}; allowed: key.path=value, e.g. optimizer.lr=1e-3")
-    try:
-        parsed = OmegaConf.from_dotlist([f"value={value}"]).value
-        for other in _rivals(key):
-            _remove(config, other)
-        OmegaConf.update(config, key, parsed, merge=True)
-    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, IndexError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        return Problem(key, f"the override {text!r} cannot be applied ({reason})")
-    return None
+def _merged(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    _make_way(base, layer)
+    return _plain(OmegaConf.merge(OmegaConf.create(base), OmegaConf.create(layer)))
 
 
-def _rivals(key: str) -> Iterator[str]:
-    """The keys that ``key``, or a key it lies under, replaces."""
-    for group in _ALTERNATIVES:
-        if any(key == member or key.startswith(f"{member}.") for member in group):
-            yield from (other for other in group if not (key == other or key.startswith(f"{other}.")))
+def _overridden(base: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
+    """The data under the overrides that can be applied, and the others as problems."""
+    problems: list[Problem] = []
+    sound: list[tuple[str, Any]] = []
+    for text in overrides:
+        key, sign, _ = text.partition("=")
+        if not sign or not key.strip():
+            problems.append(Problem("", f"found override {text!r}; allowed: key.path=value, e.g. optimizer.lr=1e-3"))
+            continue
+        try:
+            layer = _plain(OmegaConf.from_dotlist([text.replace("${", _GUARD)]))
+            value = _plain(OmegaConf.from_dotlist([f"value{text[len(key) :]}".replace("${", _GUARD)]))["value"]
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+            problems.append(_not_applied(key, text, error))
+            continue
+        _give_way(base, layer)  # before any is applied: two alternatives on one command line stay a contradiction
+        sound.append((key.strip(), value))
+    config = OmegaConf.create(base)
+    for key, value in sound:
+        try:
+            replace = isinstance(OmegaConf.select(config, key), ListConfig)
+            OmegaConf.update(config, key, value, merge=not replace)
+        except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
+            problems.append(_not_applied(key, f"{key}={value}", error))
+    return _plain(config), problems
 
 
-def _get(config: DictConfig, key: str) -> Any:
-    node: Any = config
-    for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node:
-            return None
-        node = node._get_node(part)
-        if node is None or node._is_none():
-            return None
-    return node
+def _not_applied(key: str, text: str, error: Exception) -> Problem:
+    return Problem(key.strip(), f"the override {text!r} cannot be applied: {_reason(error)}")
 
 
-def _remove(config: DictConfig, key: str) -> None:
-    parent, _, name = key.rpartition(".")
-    node = _get(config, parent)
-    if isinstance(node, DictConfig) and name in node:
-        del node[name]
+def _reason(error: Exception) -> str:
+    if isinstance(error, IndexError):
+        return "the list has no such item"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+    return str(error).splitlines()[0]
+
+
+def _make_way(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Takes out of ``base`` what ``layer`` replaces and a merge would keep, or would not merge: a list or a mapping."""
+    _give_way(base, layer)
+    for key, value in layer.items():
+        old = base.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            _make_way(old, value)
+        elif isinstance(old, (dict, list)):
+            del base[key]
+
+
+def _give_way(base: Mapping[str, Any], layer: Mapping[str, Any]) -> None:
+    for section, names in _ALTERNATIVES:
+        old, new = _section(base, section), _section(layer, section)
+        given = [name for name in names if new.get(name) is not None]
+        for name in names if given else ():
+            if name not in given:
+                old.pop(name, None)
+
+
+def _section(data: Any, path: str) -> dict[str, Any]:
+    for part in path.split("."):
+        data = data.get(part) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    data = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(data, dict)
+    return {key: _swapped(value, "${", _GUARD) for key, value in data.items()}  # a YAML escape can spell "${" too
+
+
+def _swapped(value: Any, old: str, new: str) -> Any:
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, dict):
+        return {key: _swapped(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_swapped(item, old, new) for item in value]
+    return value

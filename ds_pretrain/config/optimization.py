@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ds_pretrain.config.base import Count, Index, NonNegativeNumber, Number, PositiveNumber, Section
 
@@ -59,6 +60,14 @@ class Warmup(Section):
     """Upper limit in optimizer steps."""
     shape: Literal["linear", "cosine", "inverse", "constant"] = "linear"
     """How the rate moves from its entry to the peak."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fraction_unless_stated(cls, data: Any) -> Any:
+        """The default gives way to any other length, which a plain default value would contradict."""
+        if isinstance(data, Mapping) and all(data.get(key) is None for key in ("tokens", "steps", "fraction")):
+            return {**data, "fraction": 0.02}
+        return data
 
 
 class Schedule(Section):

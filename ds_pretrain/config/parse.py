@@ -7,6 +7,7 @@ the wrong values are left out, and what the checks then say about those very key
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ import yaml
 from pydantic import ValidationError
 
 from ds_pretrain.config.checks import CHECKS
-from ds_pretrain.config.messages import Location, explain, locate
+from ds_pretrain.config.data import as_sources
+from ds_pretrain.config.messages import Location, doubtful_paths, explain, locate
 from ds_pretrain.config.schema import Recipe
 from ds_pretrain.config.unbuilt import unbuilt_problems
 from ds_pretrain.errors import Problem, RecipeError
@@ -23,15 +25,14 @@ Check = Callable[[Recipe], Sequence[Problem]]
 
 # what stands in for a required value that is missing or wrong, so that the checks can look at the rest
 _STAND_INS: Mapping[Location, Any] = {
-    ("model",): {"architecture": "gpt2"},
     ("data",): {"train": [{"path": "-"}]},
     ("data", "train"): [{"path": "-"}],
-    ("curriculum",): {"total_steps": 1},
     ("curriculum", "pacing", "start_seq_len"): 8,
     ("optimizer",): {"lr": 1.0},
     ("optimizer", "lr"): 1.0,
+    ("tokenizer", "train", "vocab_size"): 257,
 }
-_ROUNDS = 4
+_ROUNDS = 8
 
 
 def parse_recipe(data: Mapping[str, Any], checks: Sequence[Check] = (), source: str = "recipe") -> Recipe:
@@ -48,30 +49,69 @@ def parse_recipe(data: Mapping[str, Any], checks: Sequence[Check] = (), source: 
     Raises:
         RecipeError: every problem at once.
     """
+    data = _with_listed_sources(data)
     problems: list[Problem] = []
+    doubtful: list[str] = []
     recipe: Recipe | None
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        problems = explain(error, data)
+        problems, doubtful = explain(error, data), doubtful_paths(error, data)
         recipe = _best_effort(data)
     if recipe is not None:
-        wrong = [problem.path for problem in problems]
         for check in (*CHECKS, unbuilt_problems, *checks):
-            problems += [found for found in check(recipe) if not _concerns(found.path, wrong)]
+            problems += [found for found in check(recipe) if not _rests_on(found, doubtful)]
     if problems or recipe is None:
-        raise RecipeError(problems, source)
+        raise RecipeError(sorted(problems, key=_section_index), source)
     return recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The whole recipe, defaults included, as YAML that loads to an equal one."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(recipe.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _concerns(path: str, wrong: Sequence[str]) -> bool:
-    """Whether a path names a key that is known to be wrong, or one that lies above or below it."""
-    return any(f"{path}.".startswith(f"{bad}.") or f"{bad}.".startswith(f"{path}.") for bad in wrong)
+class _Dumper(yaml.SafeDumper):
+    """Quotes what PyYAML leaves plain and the reader takes for something else: ``1e3``, and rare line breaks."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if set(data) & set("\x85\u2028\u2029\ufeff") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+.\d][-+.:_\deE]*$"), list("-+.0123456789"))
+
+
+def _with_listed_sources(data: Mapping[str, Any]) -> dict[str, Any]:
+    """One source may stand without a list; with it, an error's location is also a place in the data."""
+    section = data.get("data")
+    if not isinstance(section, Mapping):
+        return dict(data)
+    listed = {key: as_sources(section[key]) for key in ("train", "validation") if key in section}
+    return {**data, "data": {**section, **listed}}
+
+
+def _section_index(problem: Problem) -> int:
+    """Where a problem's section stands in the schema; unknown sections come last."""
+    sections = list(Recipe.model_fields)
+    name = problem.path.partition(".")[0]
+    return sections.index(name) if name in sections else len(sections)
+
+
+def _rests_on(problem: Problem, doubtful: Sequence[str]) -> bool:
+    """Whether a check found fault with a stand-in: its path or its message names a key whose value is not known."""
+    for key in doubtful:
+        above, _, name = key.rpartition(".")
+        if f"{problem.path}.".startswith(f"{key}.") or _names(problem.message, key):
+            return True
+        if f"{above}.".startswith(f"{problem.path}.") and _names(problem.message, name):
+            return True
+    return False
+
+
+def _names(message: str, key: str) -> bool:
+    return re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", message) is not None
 
 
 def _best_effort(data: Mapping[str, Any]) -> Recipe | None:
@@ -80,8 +120,9 @@ def _best_effort(data: Mapping[str, Any]) -> Recipe | None:
         try:
             return Recipe.model_validate(rest)
         except ValidationError as error:
-            for details in error.errors():
-                _leave_out(rest, locate(rest, details))
+            # one key once: the alternatives of a union are errors of their own
+            for location in dict.fromkeys(locate(rest, details) for details in error.errors()):
+                _leave_out(rest, location)
     return None
 
 
@@ -93,11 +134,14 @@ def _leave_out(data: dict[str, Any], location: Location) -> None:
             node = node[part]
         except (KeyError, IndexError, TypeError):
             return
-    last = location[-1] if location else None
-    if isinstance(node, dict):
-        if stand_in is not None:
-            node[last] = copy.deepcopy(stand_in)
-        else:
-            node.pop(last, None)
-    elif isinstance(node, list) and isinstance(last, int) and last < len(node):
-        node[last] = {}
+    if not location:
+        return
+    last = location[-1]
+    if isinstance(node, dict) and stand_in is not None:
+        node[last] = copy.deepcopy(stand_in)
+    elif isinstance(node, dict) and last in node:
+        del node[last]
+    elif isinstance(node, list) and isinstance(last, int) and last < len(node) and node[last] != {}:
+        node[last] = {}  # a later item keeps its index, by which it is named
+    else:
+        _leave_out(data, location[:-1])

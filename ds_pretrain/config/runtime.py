@@ -1,4 +1,4 @@
-"""Recipe sections ``deepspeed``, ``train``, ``safety``, ``checkpoint``, ``evaluation``, ``lr_finder`` and ``tracking``."""
+"""Recipe sections on how a run is carried out: ``deepspeed`` to ``tracking``."""
 
 from __future__ import annotations
 

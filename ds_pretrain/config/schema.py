@@ -24,13 +24,13 @@ class Recipe(Section):
 
     run: Run = Run()
     """Which run this is."""
-    model: Model
+    model: Model = Model()
     """The model."""
     tokenizer: Tokenizer | None = None
     """The tokenizer; the corpus manifest's unless given."""
     data: Data
     """The corpora."""
-    curriculum: Curriculum
+    curriculum: Curriculum = Curriculum()
     """Length and stages."""
     optimizer: Optimizer
     """Optimizer and base learning rate."""

@@ -47,9 +47,7 @@ def unbuilt_problems(recipe: Recipe) -> Sequence[Problem]:
         for name, field in type(section).model_fields.items():
             value = getattr(section, name)
             if name not in keys and value != field.get_default():
-                problems.append(
-                    Problem(f"{path}.{name}", f"found {value!r}, which is not built yet; leave it out")
-                )
+                problems.append(Problem(f"{path}.{name}", f"found {value!r}, which is not built yet; leave it out"))
     if len(recipe.data.train) > 1:
         problems.append(
             Problem(

@@ -50,10 +50,10 @@ def split_batch(
     if per_rank % micro_batch_size:
         unit = data_parallel_size * micro_batch_size
         divisors = [size for size in range(1, per_rank + 1) if per_rank % size == 0]
+        ranks = "1 rank" if data_parallel_size == 1 else f"{data_parallel_size} ranks"
         raise BatchSplitError(
-            f"found {batch_size}, which is no whole number of steps of {data_parallel_size} "
-            f"{'rank' if data_parallel_size == 1 else 'ranks'} x "
-            f"micro_batch_size {micro_batch_size}; allowed: a multiple of {unit}, e.g. {_neighbours(batch_size, unit)}, "
+            f"found {batch_size}, which is no whole number of {ranks} x micro_batch_size {micro_batch_size}; "
+            f"allowed: a multiple of {unit}, e.g. {_neighbours(batch_size, unit)}, "
             f"or one of the micro batch sizes {', '.join(map(str, divisors))}, or micro_batch_size auto"
         )
     return micro_batch_size, per_rank // micro_batch_size

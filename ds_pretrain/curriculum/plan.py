@@ -137,9 +137,7 @@ def build_plan(recipe: Recipe, world_size: int = 1, corpus_positions: int | None
     return plan
 
 
-def plan_problems(
-    recipe: Recipe, world_size: int = 1, corpus_positions: int | None = None
-) -> Sequence[Problem]:
+def plan_problems(recipe: Recipe, world_size: int = 1, corpus_positions: int | None = None) -> Sequence[Problem]:
     """What keeps a recipe from being planned, as ``build_plan`` would raise it; empty where nothing does."""
     return _resolve(recipe, world_size, corpus_positions)[1]
 
@@ -155,9 +153,7 @@ class _Shape:
     step_size: Mapping[Clock, int]
 
 
-def _resolve(
-    recipe: Recipe, world_size: int, corpus_positions: int | None
-) -> tuple[Plan | None, tuple[Problem, ...]]:
+def _resolve(recipe: Recipe, world_size: int, corpus_positions: int | None) -> tuple[Plan | None, tuple[Problem, ...]]:
     shapes, problems = _shapes(recipe, world_size)
     epochs = recipe.curriculum.total_epochs
     if epochs is not None and corpus_positions is None:
@@ -211,9 +207,7 @@ def _run_length(recipe: Recipe, corpus_positions: int | None) -> tuple[Clock, Fr
     return "positions", exact(curriculum.total_epochs) * corpus_positions
 
 
-def _walk(
-    shapes: Sequence[_Shape], clock: Clock, total: Fraction
-) -> tuple[list[tuple[_Shape, int]], tuple[str, ...]]:
+def _walk(shapes: Sequence[_Shape], clock: Clock, total: Fraction) -> tuple[list[tuple[_Shape, int]], tuple[str, ...]]:
     """How many steps every stage lasts; stages without a step are left out, with a warning.
 
     Stages are walked in order, since the step at which a number of tokens is reached depends on the stages before.

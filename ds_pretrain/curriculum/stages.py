@@ -60,11 +60,7 @@ def stage_specs(recipe: Recipe) -> list[StageSpec]:
     if curriculum.pacing is not None:
         return _paced(recipe)
     if not curriculum.stages:
-        return [
-            StageSpec(
-                "curriculum", StageStart("step", Fraction(0)), max_seq_len, batch_size=curriculum.batch_size
-            )
-        ]
+        return [StageSpec("curriculum", StageStart("step", Fraction(0)), max_seq_len, batch_size=curriculum.batch_size)]
     return [
         StageSpec(
             path=f"curriculum.stages.{index}",

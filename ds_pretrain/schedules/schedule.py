@@ -69,9 +69,7 @@ class LearningRateSchedule:
         stage = self._plan.stage_at(step)
         k = step - stage.start_step
         if k < stage.warmup_steps:
-            return linear_warmup(
-                self._entries[stage.index], self._targets[stage.index], k, stage.warmup_steps
-            )
+            return linear_warmup(self._entries[stage.index], self._targets[stage.index], k, stage.warmup_steps)
         return self._after_warmup(stage, tokens)
 
     def __iter__(self) -> Iterator[ScheduledStep]:

@@ -33,4 +33,4 @@ SHAPES: Mapping[str, Shape] = MappingProxyType({"constant": constant, "linear": 
 
 def between(share: float, peak: float, floor: float) -> float:
     """The learning rate at a share of the way from ``floor`` (0) to ``peak`` (1)."""
-    return floor + (peak - floor) * share
+    return peak * share + floor * (1.0 - share)  # exact at both ends

@@ -1,0 +1,99 @@
+"""Tokens per second of batch assembly on one core, against a plain copy of as many bytes in file order.
+
+    python benchmarks/loader.py
+
+Both sides end with the same int64 inputs and targets in memory; they run in turns, and medians are printed.
+The corpus is a file of random uint16 tokens, in the page cache: what is measured is the work, not the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ds_pretrain.curriculum.plan import StagePlan
+from ds_pretrain.data.loader import step_batch
+from ds_pretrain.data.stream import TokenStream
+
+MAX_SEQ_LEN = 1024
+CORPUS_TOKENS = 100_000_000
+STEPS = 1000
+SHAPES = [(1024, 16), (64, 256), (384, 42), (1024, 512)]  # seq_len, batch_size
+
+
+def stage_of(seq_len: int, batch_size: int) -> StagePlan:
+    """A stage of one micro batch per step, from the start of the stream."""
+    tokens = seq_len * batch_size
+    return StagePlan(
+        index=0,
+        start_step=0,
+        end_step=STEPS,
+        start_tokens=0,
+        end_tokens=STEPS * tokens,
+        start_cursor=0,
+        positions_per_step=tokens,
+        seq_len=seq_len,
+        batch_size=batch_size,
+        micro_batch_size=batch_size,
+        grad_accum_steps=1,
+        lr_multiplier=1.0,
+        formula_multiplier=1.0,
+        peak_lr=1e-3,
+        min_lr=1e-4,
+        warmup_steps=0,
+        grad_clip=1.0,
+    )
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall clock of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def measure(tokens: np.memmap, seq_len: int, batch_size: int) -> tuple[float, float]:
+    """Median tokens per second of batch assembly and of the plain copy."""
+    stream = TokenStream(tokens, MAX_SEQ_LEN, seed=1)
+    stage = stage_of(seq_len, batch_size)
+    size = seq_len * batch_size
+    plain = tokens.view(np.ndarray)
+    assembly: list[float] = []
+    copy: list[float] = []
+    for step in range(STEPS):
+        at = step * size % (CORPUS_TOKENS - size)
+        assembly.append(seconds(lambda step=step: step_batch(stream, stage, step, seed=1)))
+        copy.append(
+            seconds(
+                lambda at=at: (plain[at : at + size].astype("i8"), plain[at + 1 : at + 1 + size].astype("i8"))
+            )
+        )
+    return size / statistics.median(assembly), size / statistics.median(copy)
+
+
+def main() -> None:
+    """Measures every shape and prints a table."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "tokens.bin")
+        np.random.default_rng(0).integers(0, 50_000, CORPUS_TOKENS, dtype=np.uint16).tofile(file)
+        tokens = np.memmap(file, dtype=np.uint16, mode="r")
+        print(f"{'seq_len':>8}{'batch_size':>11}{'assembly Mtok/s':>17}{'plain copy Mtok/s':>19}{'ratio':>7}")
+        for seq_len, batch_size in SHAPES:
+            assembly, copy = measure(tokens, seq_len, batch_size)
+            print(
+                f"{seq_len:8d}{batch_size:11d}{assembly / 1e6:17.1f}{copy / 1e6:19.1f}{assembly / copy:7.2f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

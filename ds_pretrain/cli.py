@@ -1,0 +1,148 @@
+"""The ``ds-pretrain`` command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ds_pretrain.arguments import ConfigOption, RecipeArguments, split_arguments
+from ds_pretrain.config import Recipe, load_recipe
+from ds_pretrain.curriculum import Plan, build_plan, plan_problems
+from ds_pretrain.data.positions import known_positions
+from ds_pretrain.engine.deepspeed_json import Precision, extra_problems, zero_stage_warnings
+from ds_pretrain.engine.plan_files import plan_document, write_plan_files
+from ds_pretrain.errors import Problem, UserError
+from ds_pretrain.observe.plan_table import plan_table
+from ds_pretrain.schedules import LearningRateSchedule
+
+app = typer.Typer(
+    help="Pretraining language models on DeepSpeed with sequence-length curricula.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def plan(
+    arguments: RecipeArguments = [],
+    config: ConfigOption = [],
+    world_size: Annotated[int, typer.Option(min=1, help="Ranks to plan for.")] = 1,
+    precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32, where the recipe says auto.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for plan.json and DeepSpeed's JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plan.json instead of the table.")] = False,
+    lr_csv: Annotated[Path | None, typer.Option(help="File for the learning rate of every step.")] = None,
+) -> None:
+    """Show every stage of a recipe before anything is started."""
+    recipe = _checked(arguments, config, world_size)
+    resolved = build_plan(recipe, world_size, known_positions(recipe))
+    chosen, assumed = _planned_precision(recipe, precision)
+    document = plan_document(resolved, recipe, chosen, assumed)
+    if out is not None:
+        write_plan_files(document, out)
+    if lr_csv is not None:
+        _write_lr_csv(recipe, resolved, lr_csv)
+    for warning in (*resolved.warnings, *zero_stage_warnings(recipe, chosen)):
+        print(f"warning: {warning}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(document, indent=2))
+    else:
+        Console().print(plan_table(document, recipe.run.name))
+
+
+@app.command()
+def prepare(
+    sources: Annotated[list[str], typer.Option("--input", help="File, folder or python-stdlib; may be repeated.")],
+    output: Annotated[Path, typer.Option(help="Prefix of the .bin/.idx pair.")],
+    tokenizer: Annotated[str, typer.Option(help="A transformers tokenizer, or train:VOCAB_SIZE.")],
+    validation: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of documents held out.")] = 0.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores unless given.")] = None,
+    text_field: Annotated[str, typer.Option(help="Field of JSON lines that holds the text.")] = "text",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier prepare wrote.")] = False,
+) -> None:
+    """Turn text into token files."""
+    from ds_pretrain.data.prepare import prepare as prepare_corpus
+
+    report = prepare_corpus(
+        sources,
+        output,
+        tokenizer=tokenizer,
+        validation=validation,
+        workers=workers or os.cpu_count() or 1,
+        text_field=text_field,
+        overwrite=overwrite,
+    )
+    print(report.summary())
+
+
+@app.command()
+def launch(arguments: RecipeArguments = [], config: ConfigOption = []) -> None:
+    """Check and plan a recipe, start deepspeed (its flags go behind --), and look after its processes."""
+    from ds_pretrain.launcher import launch_recipe
+
+    flags = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+    files, overrides = split_arguments(arguments[: len(arguments) - len(flags)])
+    sys.exit(launch_recipe([*config, *files], overrides, flags, _plannable))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    to: Annotated[Path, typer.Option(help="New folder for the model.")],
+    sample: Annotated[str | None, typer.Option(help="Print how the exported model continues this text.")] = None,
+) -> None:
+    """Write a run's newest checkpoint as a folder that transformers loads."""
+    from ds_pretrain.train.export import continue_text, export_run
+
+    print(export_run(run, to))
+    if sample is not None:
+        print(continue_text(to, sample))
+
+
+def main() -> None:
+    """Entry point: what the user can mend is one message and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"ds-pretrain: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _checked(arguments: Sequence[str], config: Sequence[Path], world_size: int) -> Recipe:
+    files, overrides = split_arguments(arguments)
+    return load_recipe([*config, *files], overrides, [partial(_plannable, world_size=world_size)])
+
+
+def _plannable(recipe: Recipe, world_size: int) -> Sequence[Problem]:
+    problems = plan_problems(recipe, world_size, known_positions(recipe))
+    if problems:
+        return problems
+    resolved = build_plan(recipe, world_size, known_positions(recipe))
+    return extra_problems(recipe, resolved.stages[0], _planned_precision(recipe, None)[0])
+
+
+def _planned_precision(recipe: Recipe, given: str | None) -> tuple[Precision, dict[str, str]]:
+    """The precision to plan with, and why it had to be assumed."""
+    if given is not None and given not in ("bf16", "fp16", "fp32"):
+        raise UserError(f"--precision: found {given!r}; allowed: bf16, fp16, fp32")
+    asked = given or recipe.precision
+    if asked == "bf16" or asked == "fp16" or asked == "fp32":
+        return asked, {}
+    return "bf16", {"precision": "auto: bf16 where the device has it, else fp16; fp32 on a CPU"}
+
+
+def _write_lr_csv(recipe: Recipe, resolved: Plan, path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "tokens", "stage", "lr"])
+        for row in LearningRateSchedule(resolved, recipe.schedule):
+            writer.writerow([row.step, row.tokens, row.stage, repr(row.lr)])

@@ -1,0 +1,178 @@
+"""What a prepared corpus says of itself: ``<prefix>.manifest.json``, beside its ``.bin`` and ``.idx``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ds_pretrain import __version__
+from ds_pretrain.data.indexed import TokenFile, bin_path, idx_path, sync_path
+from ds_pretrain.errors import DataError
+
+_INSIDE = "./"  # marks a tokenizer path as relative to the manifest, so that the two can be moved together
+_READ_BYTES = 16 << 20
+
+
+class Manifest(BaseModel):
+    """One corpus: where it came from, what it holds, and the tokenizer it was made with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, strict=True)
+
+    format_version: Literal[1] = 1
+    """Version of this file's own layout."""
+    sources: list[str]
+    """The inputs, as they were given."""
+    documents: int = Field(ge=1)
+    """Documents in the corpus."""
+    tokens: int = Field(ge=1)
+    """Tokens in the corpus, the end-of-document token of each document included."""
+    dtype: str
+    """Type of the stored token ids."""
+    bin_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Checksum of the ``.bin`` file."""
+    idx_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Checksum of the ``.idx`` file."""
+    tokenizer: str
+    """Tokenizer: a folder (relative to this file where it starts with ``./``) or a name."""
+    vocab_size: int = Field(ge=1)
+    """Entries of the tokenizer: every token id is smaller."""
+    eos_id: int = Field(ge=0)
+    """Token that ends every document."""
+    ds_pretrain_version: str = __version__
+    """Version of this package that wrote the corpus."""
+
+    def tokenizer_path(self, prefix: Path) -> str:
+        """What ``load_tokenizer`` takes: the tokenizer of the corpus at ``prefix``."""
+        if self.tokenizer.startswith(_INSIDE):
+            return str(prefix.parent / self.tokenizer.removeprefix(_INSIDE))
+        return self.tokenizer
+
+
+def manifest_path(prefix: Path) -> Path:
+    """The manifest that belongs to ``prefix``."""
+    return Path(f"{prefix}.manifest.json")
+
+
+def tokenizer_reference(tokenizer: str, folder: Path) -> str:
+    """How a manifest in ``folder`` names a tokenizer: folders inside it relative, others absolute, names as given."""
+    path = Path(tokenizer)
+    if not path.is_dir():
+        return tokenizer
+    try:
+        return _INSIDE + path.resolve().relative_to(folder.resolve()).as_posix()
+    except ValueError:
+        return str(path.resolve())
+
+
+def describe(prefix: Path, *, sources: Sequence[str], tokenizer: str, vocab_size: int, eos_id: int) -> Manifest:
+    """The manifest of the corpus at ``prefix``, its checksums computed from the files.
+
+    Args:
+        prefix: path without ``.bin`` and ``.idx``.
+        sources: the inputs, as they were given.
+        tokenizer: from ``tokenizer_reference``.
+        vocab_size: entries of the tokenizer.
+        eos_id: token that ends every document.
+    """
+    corpus = TokenFile.open(prefix)
+    return Manifest(
+        sources=list(sources),
+        documents=corpus.num_documents,
+        tokens=corpus.num_tokens,
+        dtype=corpus.dtype.name,
+        bin_sha256=_sha256(bin_path(prefix)),
+        idx_sha256=_sha256(idx_path(prefix)),
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        eos_id=eos_id,
+    )
+
+
+def write_manifest(prefix: Path, manifest: Manifest) -> None:
+    """Write ``<prefix>.manifest.json``; it appears whole or not at all.
+
+    Raises:
+        DataError: the disk cannot be written.
+    """
+    path = manifest_path(prefix)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        sync_path(partial)
+        os.replace(partial, path)
+        sync_path(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}; free space") from error
+
+
+def read_manifest(prefix: Path) -> Manifest | None:
+    """The manifest of the corpus at ``prefix``, or None where there is none (a corpus of other tools).
+
+    Raises:
+        DataError: the file is not a manifest of a known version.
+    """
+    path = manifest_path(prefix)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataError(
+            f"{path}: damaged, or written by a newer version: {place}: {first['msg']}; prepare the corpus again"
+        ) from None
+
+
+def verify(corpus: TokenFile, manifest: Manifest, *, checksum: bool = False) -> None:
+    """Check a corpus against its manifest: documents, tokens and dtype; on request every byte.
+
+    Args:
+        corpus: the files, opened.
+        manifest: what they should hold.
+        checksum: also compute the SHA-256 of both files, which reads all of them.
+
+    Raises:
+        DataError: they differ.
+    """
+    path = manifest_path(corpus.prefix)
+    facts: list[tuple[str, object, object]] = [
+        ("documents", manifest.documents, corpus.num_documents),
+        ("tokens", manifest.tokens, corpus.num_tokens),
+        ("dtype", manifest.dtype, corpus.dtype.name),
+    ]
+    if checksum:
+        facts += [
+            ("bin_sha256", manifest.bin_sha256, _sha256(bin_path(corpus.prefix))),
+            ("idx_sha256", manifest.idx_sha256, _sha256(idx_path(corpus.prefix))),
+        ]
+    for name, stated, found in facts:
+        if stated != found:
+            raise DataError(
+                f"{path}: states {name} {stated}, but {bin_path(corpus.prefix)} and its .idx have {found}; the files "
+                "are damaged or of another corpus: copy or prepare them again"
+            )
+    if manifest.eos_id >= manifest.vocab_size:
+        raise DataError(
+            f"{path}: states eos_id {manifest.eos_id}; allowed: below its vocab_size {manifest.vocab_size}; "
+            "prepare the corpus again"
+        )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,66 @@
+"""Builds the DeepSpeed engine, and tries every shape of the plan before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed import DeepSpeedEngine
+from torch import nn
+
+from ds_pretrain.curriculum import StagePlan
+from ds_pretrain.engine.rng import restore_rng, rng_state
+from ds_pretrain.errors import TrainingError
+from ds_pretrain.model.groups import ParameterGroup
+
+Engine = DeepSpeedEngine
+
+
+def build_engine(
+    module: nn.Module, groups: Sequence[ParameterGroup], deepspeed_json: Mapping[str, Any]
+) -> DeepSpeedEngine:
+    """A DeepSpeed engine over a module that returns its own summed loss.
+
+    Args:
+        module: the model with its loss.
+        groups: parameter groups with names and multipliers.
+        deepspeed_json: DeepSpeed's configuration of the first stage.
+
+    Returns:
+        The engine, in training mode.
+    """
+    engine, *_ = deepspeed.initialize(model=module, model_parameters=list(groups), config=dict(deepspeed_json))
+    names = [group.get("name") for group in engine.basic_optimizer.param_groups]
+    assert names == [group["name"] for group in groups], f"DeepSpeed changed the parameter groups: {names}"
+    return engine
+
+
+def try_shapes(engine: DeepSpeedEngine, stages: Sequence[StagePlan]) -> None:
+    """One forward and backward pass at every shape of the plan, the largest first; nothing is learned from it.
+
+    Memory then runs out in the first minute or never, and an allocator meets its largest blocks first. The loss is
+    multiplied by zero, so that the gradients it leaves behind are zeros.
+
+    Args:
+        engine: a live engine before its first step.
+        stages: the stages of the plan.
+
+    Raises:
+        TrainingError: a shape does not fit into the device's memory.
+    """
+    shapes = sorted({(stage.seq_len, stage.micro_batch_size) for stage in stages}, reverse=True)
+    before = rng_state()
+    for seq_len, micro_batch_size in shapes:
+        ids = torch.zeros((micro_batch_size, seq_len), dtype=torch.long, device=engine.device)
+        engine.set_gradient_accumulation_boundary(False)
+        try:
+            engine.backward(engine(ids, ids) * 0.0, scale_wrt_gas=False)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"micro_batch_size {micro_batch_size} x seq_len {seq_len} does not fit into the device's memory; "
+                "lower train.max_tokens_per_micro_batch or train.micro_batch_size, raise deepspeed.zero_stage, "
+                "or set model.gradient_checkpointing"
+            ) from error
+    restore_rng(before)

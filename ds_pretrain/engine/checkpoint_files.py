@@ -1,0 +1,199 @@
+"""Checkpoints as folders on disk: names, manifest, verification and retention. Needs neither torch nor deepspeed.
+
+A checkpoint is written beside its final name and becomes visible by one rename, after a manifest with the size and
+checksum of every file; so a folder that stands under its final name is whole unless the disk damaged it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ds_pretrain.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+_NAME = re.compile(r"step_(\d{8,})")
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    """Final name of the checkpoint after ``step`` steps."""
+    return checkpoints / f"step_{step:08d}"
+
+
+def partial_folder(checkpoints: Path, step: int) -> Path:
+    """Where that checkpoint is written before it is whole."""
+    return checkpoints / f".step_{step:08d}.partial"
+
+
+def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
+    """Visible checkpoints as (step, folder), oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    found = ((_NAME.fullmatch(path.name), path) for path in checkpoints.iterdir() if path.is_dir())
+    return sorted((int(match.group(1)), path) for match, path in found if match)
+
+
+def files_of(folder: Path) -> list[str]:
+    """Every file of a checkpoint but the manifest, as sorted relative paths."""
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in paths if path != MANIFEST)
+
+
+def record_files(folder: Path, names: Sequence[str]) -> dict[str, FileRecord]:
+    """Flushes files to the disk and takes their sizes and checksums.
+
+    Args:
+        folder: the checkpoint.
+        names: relative paths; ranks share the work by passing different ones.
+
+    Returns:
+        A record for every name.
+    """
+    records = {}
+    for name in names:
+        _sync(folder / name)
+        records[name] = _measure(folder / name)
+    return records
+
+
+def publish(partial: Path, final: Path, step: int, files: Mapping[str, FileRecord], about: Mapping[str, Any]) -> None:
+    """Writes the manifest and makes the checkpoint visible by one rename.
+
+    Args:
+        partial: where every file lies, already flushed.
+        final: the visible name; must not exist.
+        step: steps done.
+        files: a record of every file.
+        about: what else the manifest states, such as world size.
+    """
+    document = {
+        "format": 1,
+        "step": step,
+        **about,
+        "files": {name: {"size": files[name].size, "sha256": files[name].sha256} for name in sorted(files)},
+    }
+    write_durably(partial / MANIFEST, json.dumps(document, indent=2) + "\n")
+    for folder in sorted({(partial / name).parent for name in files}):
+        _sync(folder)
+    _sync(partial)
+    os.replace(partial, final)
+    _sync(final.parent)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing or unreadable.
+    """
+    path = folder / MANIFEST
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        files = document["files"]
+        assert isinstance(files, dict)
+        for name, record in files.items():
+            assert isinstance(record["size"], int)
+            assert isinstance(record["sha256"], str)
+            assert (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint's manifest ({error or type(error).__name__})") from error
+    return document  # type: ignore[no-any-return]
+
+
+def damage(folder: Path, share: int = 0, shares: int = 1) -> list[str]:
+    """What is wrong with a checkpoint's files; an empty list where nothing is.
+
+    Args:
+        folder: the checkpoint.
+        share: which part of the files to read, 0 to shares - 1.
+        shares: into how many parts ranks divide the reading.
+
+    Returns:
+        One sentence for every file that is missing or differs from the manifest.
+    """
+    try:
+        files = read_manifest(folder)["files"]
+    except CheckpointError as error:
+        return [str(error)]
+    problems = []
+    for name in sorted(files)[share::shares]:
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif path.stat().st_size != files[name]["size"]:
+            problems.append(f"{path} has {path.stat().st_size} bytes instead of {files[name]['size']}")
+        elif _measure(path).sha256 != files[name]["sha256"]:
+            problems.append(f"{path} does not match its checksum")
+    return problems
+
+
+def superseded(steps: Sequence[int], keep_last: int, keep_every_steps: int | None) -> list[int]:
+    """Steps whose checkpoints retention gives up.
+
+    Args:
+        steps: steps of all visible checkpoints.
+        keep_last: how many of the newest stay.
+        keep_every_steps: checkpoints at multiples of this stay for good; None for none.
+
+    Returns:
+        The steps to delete, oldest first.
+    """
+    kept = set(sorted(steps)[-keep_last:])
+    return [
+        step for step in sorted(steps) if step not in kept and not (keep_every_steps and step % keep_every_steps == 0)
+    ]
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint; it stops being visible before its first file goes."""
+    doomed = folder.with_name(f".{folder.name}.deleted")
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def clear_leftovers(checkpoints: Path) -> None:
+    """Removes what a killed save or deletion left behind."""
+    if checkpoints.is_dir():
+        for path in checkpoints.glob(".step_*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Writes a text file and flushes it to the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _measure(path: Path) -> FileRecord:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return FileRecord(path.stat().st_size, digest.hexdigest())

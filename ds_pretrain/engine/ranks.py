@@ -1,0 +1,144 @@
+"""Ranks and their device: the process group, threads, precision and seeds of one training process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+from ds_pretrain.config import Recipe
+from ds_pretrain.engine.deepspeed_json import Precision
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run.
+
+    Args:
+        rank: 0 to world_size - 1.
+        world_size: processes of the run.
+        local_rank: rank on this machine.
+        local_size: processes of the run on this machine.
+        device: where this rank trains.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the only one that writes logs."""
+        return self.rank == 0
+
+
+def start_ranks(timeout_seconds: float) -> Ranks:
+    """Joins the process group that the launcher described in the environment.
+
+    Args:
+        timeout_seconds: how long a collective may wait for a rank that is gone.
+
+    Returns:
+        This process's place in the group.
+    """
+    accelerator = get_accelerator()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_size = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    on_cpu = accelerator.device_name() == "cpu"
+    if on_cpu and "OMP_NUM_THREADS" not in os.environ:
+        # the launcher leaves every rank all cores, which then fight over them
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+    if not on_cpu:
+        accelerator.set_device(local_rank)
+    # started without a launcher, a run has one rank
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+    deepspeed.init_distributed(
+        dist_backend=accelerator.communication_backend_name(),
+        timeout=timedelta(seconds=timeout_seconds),
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        auto_mpi_discovery=False,
+    )
+    device = torch.device(accelerator.current_device_name())
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
+
+
+def device_precision(requested: str) -> Precision:
+    """What a recipe's precision comes to on this device.
+
+    Args:
+        requested: auto, bf16, fp16 or fp32.
+
+    Returns:
+        The precision; ``auto`` is bf16 where the device has it, else fp16, and fp32 on a CPU, where the half
+        precisions save neither time nor memory that matters.
+    """
+    accelerator = get_accelerator()
+    if requested == "bf16" or requested == "fp16" or requested == "fp32":
+        return requested  # type: ignore[return-value]
+    if accelerator.device_name() == "cpu":
+        return "fp32"
+    if accelerator.is_bf16_supported():
+        return "bf16"
+    return "fp16" if accelerator.is_fp16_supported() else "fp32"
+
+
+def device_description(ranks: Ranks) -> str:
+    """What the driver calls this rank's device."""
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cuda":
+        return accelerator.device_name()
+    return str(torch.cuda.get_device_name(ranks.device))
+
+
+def seed_rank(recipe: Recipe, rank: int) -> None:
+    """Seeds what draws random numbers on this rank: weights alike on all, dropout different on each.
+
+    Args:
+        recipe: a checked recipe; ``run.deterministic`` asks for deterministic kernels too.
+        rank: this process's rank; pass 0 while the weights are built.
+    """
+    seed = int(np.random.SeedSequence([recipe.run.seed, rank]).generate_state(1, dtype=np.uint64)[0] >> 1)
+    torch.manual_seed(seed)
+    get_accelerator().manual_seed_all(seed)
+    if recipe.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def gather_objects(value: T, ranks: Ranks) -> Sequence[T]:
+    """Every rank's value, in the order of ranks, on every rank."""
+    values: list[T | None] = [None] * ranks.world_size
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def broadcast_object(value: T | None, ranks: Ranks) -> T:
+    """Rank 0's value on every rank."""
+    values = [value]
+    dist.broadcast_object_list(values, src=0, device=ranks.device)
+    return values[0]  # type: ignore[return-value]
+
+
+def barrier() -> None:
+    """Waits until every rank has come here."""
+    deepspeed.comm.barrier()
+
+
+def stop_ranks() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,55 @@
+"""Applies a stage to the live engine: batch, accumulation, clip and learning rate, without a restart.
+
+DeepSpeed 0.19.8 keeps the clip and the accumulation in several places and its own setters reach only some of them,
+so that each is named here, once. The end of an accumulation is set by ``train_batch``, not counted by the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from deepspeed import DeepSpeedEngine
+
+from ds_pretrain.curriculum import StagePlan
+
+
+def apply_stage(engine: DeepSpeedEngine, stage: StagePlan) -> None:
+    """Makes the engine train by a stage; to be called again after a checkpoint is loaded.
+
+    Args:
+        engine: a live engine.
+        stage: the stage that the next step belongs to.
+    """
+    engine.set_train_micro_batch_size(stage.micro_batch_size)
+    engine.set_train_batch_size(stage.batch_size)
+    assert engine.gradient_accumulation_steps() == stage.grad_accum_steps
+    engine._config.gradient_clipping = stage.grad_clip
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "gradient_accumulation_steps"):
+        optimizer.gradient_accumulation_steps = stage.grad_accum_steps
+    if hasattr(optimizer, "clip_grad"):
+        optimizer.clip_grad = stage.grad_clip
+    engine.tput_timer.batch_size = stage.batch_size
+
+
+def applied_clip(engine: DeepSpeedEngine) -> float:
+    """The limit that the engine really clips at."""
+    return float(getattr(engine.optimizer, "clip_grad", engine._config.gradient_clipping))
+
+
+def set_learning_rate(engine: DeepSpeedEngine, lr: float) -> None:
+    """Sets every group's learning rate: ``lr`` times the group's own multiplier."""
+    for group in engine.basic_optimizer.param_groups:
+        group["lr"] = lr * group["lr_multiplier"]
+
+
+def learning_rates(engine: DeepSpeedEngine) -> Mapping[str, float]:
+    """Learning rate of every group, by name, as the optimizer that takes the step has it."""
+    return {group["name"]: group["lr"] for group in engine.basic_optimizer.param_groups}
+
+
+def assert_learning_rate(engine: DeepSpeedEngine, lr: float) -> None:
+    """Stops where a group's learning rate is not what the schedule says."""
+    for group in engine.basic_optimizer.param_groups:
+        expected = lr * group["lr_multiplier"]
+        assert group["lr"] == expected, f"group {group['name']}: lr {group['lr']}, planned {expected}"

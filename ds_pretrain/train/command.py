@@ -1,0 +1,32 @@
+"""The command line of ``launch/pretrain.py``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from ds_pretrain.arguments import ConfigOption, RecipeArguments, split_arguments
+
+LocalRank = Annotated[int, typer.Option("--local_rank", hidden=True, help="Set by the launcher.")]
+
+
+def _command(arguments: RecipeArguments = [], config: ConfigOption = [], local_rank: LocalRank = 0) -> None:
+    """Train a recipe, or continue its run."""
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))
+    # imported late: a mistyped option is answered before torch is loaded
+    from ds_pretrain.train.run import pretrain
+
+    files, overrides = split_arguments(arguments)
+    sys.exit(pretrain([*config, *files], overrides))
+
+
+def main() -> None:
+    """Entry point on every rank."""
+    typer.run(_command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Validation: the same text at any sequence length, whatever the ranks, so that curves can be compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ds_pretrain.config import Recipe
+from ds_pretrain.data.prepare import open_corpus
+from ds_pretrain.engine.build import Engine
+from ds_pretrain.engine.evaluate import mean_loss
+from ds_pretrain.engine.ranks import Ranks
+from ds_pretrain.errors import DataError
+from ds_pretrain.model.loss import IGNORED_TARGET
+
+# exp() of more overflows a float; no model is that surprised
+_MAX_EXPONENT = 700.0
+
+
+class Evaluator:
+    """Evaluates on the validation token files of a run.
+
+    Args:
+        sources: name and prefix of every token file.
+        recipe: the run's recipe: max_seq_len, number of batches, tokens per micro batch.
+        ranks: this process among those of the run.
+    """
+
+    def __init__(self, sources: Sequence[tuple[str, Path]], recipe: Recipe, ranks: Ranks) -> None:
+        self._max_seq_len = recipe.data.max_seq_len
+        self._micro_tokens = recipe.train.max_tokens_per_micro_batch
+        self._ranks = ranks
+        per_batch = max(1, self._micro_tokens // self._max_seq_len)
+        windows = recipe.evaluation.batches * per_batch
+        self._sources = [(name, *_spread(prefix, self._max_seq_len, windows)) for name, prefix in sources]
+
+    def evaluate(self, engine: Engine, seq_lens: Sequence[int]) -> list[dict[str, object]]:
+        """Validation lines for metrics, in the order of ``seq_lens``, each length once. Every rank takes part.
+
+        Args:
+            engine: the live engine.
+            seq_lens: lengths in tokens: the stage's first, the full one last.
+
+        Returns:
+            seq_len, val_loss (nats per token), val_perplexity and source of every length and source.
+        """
+        lines: list[dict[str, object]] = []
+        for seq_len in dict.fromkeys(seq_lens):
+            for name, tokens, starts in self._sources:
+                loss = mean_loss(engine, self._micro_batches(tokens, starts, seq_len))
+                lines.append(
+                    {
+                        "seq_len": seq_len,
+                        "val_loss": loss,
+                        "val_perplexity": math.exp(min(loss, _MAX_EXPONENT)),
+                        "source": name,
+                    }
+                )
+        return lines
+
+    def _micro_batches(
+        self, tokens: NDArray[np.generic], windows: NDArray[np.int64], seq_len: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's rows: every window cut into whole rows, dealt out to the ranks one by one."""
+        offsets = np.arange(0, self._max_seq_len - seq_len + 1, seq_len)
+        rows = (windows[:, None] + offsets).reshape(-1)
+        missing = -len(rows) % self._ranks.world_size
+        # ZeRO 3 needs equally many passes on every rank: rows are repeated, and not counted
+        padded = np.concatenate([rows, np.repeat(rows[:1], missing)])
+        mine = slice(self._ranks.rank, None, self._ranks.world_size)
+        starts, counted = padded[mine], (np.arange(len(padded)) < len(rows))[mine]
+        texts = np.lib.stride_tricks.sliding_window_view(tokens, seq_len + 1)
+        micro = max(1, self._micro_tokens // seq_len)
+        for first in range(0, len(starts), micro):
+            part = texts[starts[first : first + micro]].astype(np.int64)
+            targets = np.where(counted[first : first + micro, None], part[:, 1:], IGNORED_TARGET)
+            yield torch.from_numpy(part[:, :-1].copy()), torch.from_numpy(targets)
+
+
+def _spread(prefix: Path, max_seq_len: int, windows: int) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+    """Tokens, and the first positions of up to ``windows`` windows that lie evenly over them."""
+    tokens, _ = open_corpus(prefix)
+    available = (tokens.num_tokens - 1) // max_seq_len
+    if available < 1:
+        raise DataError(
+            f"{prefix}: has {tokens.num_tokens} tokens, but one window needs {max_seq_len + 1}; "
+            "use more validation text, or a smaller data.max_seq_len"
+        )
+    count = min(windows, available)
+    return np.asarray(tokens.tokens), np.arange(count, dtype=np.int64) * available // count * max_seq_len

@@ -1,0 +1,87 @@
+"""A run's newest checkpoint as a folder that transformers loads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from ds_pretrain.config import load_recipe
+from ds_pretrain.data.tokenizer import load_tokenizer
+from ds_pretrain.engine.checkpoint_files import damage, list_checkpoints, read_manifest
+from ds_pretrain.engine.consolidate import whole_weights
+from ds_pretrain.errors import CheckpointError, UserError
+from ds_pretrain.model.build import build_model, model_config
+from ds_pretrain.train.corpus import resolve_corpus
+from ds_pretrain.train.run_folder import CHECKPOINTS, CONFIG
+
+_MODULE_PREFIX = "model."
+
+
+def export_run(run: Path, to: Path) -> str:
+    """Writes config, weights (safetensors, fp32) and tokenizer.
+
+    Args:
+        run: folder of a run.
+        to: new folder.
+
+    Returns:
+        A sentence on what was written.
+
+    Raises:
+        UserError: no run, no whole checkpoint, or ``to`` holds something.
+    """
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run}: not a run's folder (it has no {CONFIG}); give <run.output_dir>/<run.name>")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"--to: {to} exists and is not empty; give a new folder")
+    recipe = load_recipe([run / CONFIG])
+    checkpoint = _newest(run / CHECKPOINTS)
+    corpus = resolve_corpus(recipe)
+    config = model_config(recipe.model, corpus.vocabulary, recipe.data.max_seq_len)
+    model = build_model(recipe.model, config)
+    weights = {name.removeprefix(_MODULE_PREFIX): weight for name, weight in whole_weights(checkpoint).items()}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    tied = set(model.all_tied_weights_keys)
+    if unexpected or set(missing) - tied:
+        raise CheckpointError(
+            f"{checkpoint} does not fit the model of {run / CONFIG}: missing {missing}, unexpected {unexpected}"
+        )
+    model.tie_weights()
+    model.config.use_cache = True
+    partial = to.with_name(f".{to.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    if corpus.tokenizer is not None:
+        load_tokenizer(corpus.tokenizer).save_pretrained(partial)
+    if to.exists():
+        to.rmdir()
+    os.replace(partial, to)
+    return f"{checkpoint} (step {read_manifest(checkpoint)['step']:,}) is exported to {to}"
+
+
+def continue_text(folder: Path, prompt: str, max_new_tokens: int = 48) -> str:
+    """How an exported model continues a text, most likely token by token.
+
+    Args:
+        folder: what ``export_run`` wrote.
+        prompt: the beginning.
+        max_new_tokens: length of the continuation.
+
+    Returns:
+        Prompt and continuation.
+    """
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(str(folder))
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, repetition_penalty=1.2)
+    return str(tokenizer.decode(output[0], skip_special_tokens=True))
+
+
+def _newest(checkpoints: Path) -> Path:
+    for _, folder in reversed(list_checkpoints(checkpoints)):
+        if not damage(folder):
+            return folder
+    raise CheckpointError(f"{checkpoints}: no whole checkpoint; train the run first")

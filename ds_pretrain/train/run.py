@@ -1,0 +1,179 @@
+"""A run on this rank, from its recipe to its end: what ``launch/pretrain.py`` calls."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ds_pretrain.config import Recipe, load_recipe
+from ds_pretrain.curriculum import plan_problems
+from ds_pretrain.data.loader import StepLoader
+from ds_pretrain.data.positions import known_positions
+from ds_pretrain.data.prepare import open_corpus
+from ds_pretrain.data.stream import TokenStream
+from ds_pretrain.engine.deepspeed_json import zero_stage_warnings
+from ds_pretrain.engine.ranks import Ranks, barrier, device_description, start_ranks, stop_ranks
+from ds_pretrain.errors import Problem, TrainingError, UserError
+from ds_pretrain.model.size import parameter_count, product_parameters
+from ds_pretrain.observe.jsonl import JsonlTracker
+from ds_pretrain.observe.logs import quiet_libraries
+from ds_pretrain.observe.progress import ProgressReporter
+from ds_pretrain.observe.tracker import Tracker, TrackerGroup
+from ds_pretrain.observe.wandb_tracker import start_wandb
+from ds_pretrain.train.evaluation import Evaluator
+from ds_pretrain.train.flops import flops_per_token, peak_flops
+from ds_pretrain.train.setup import Setup, open_folder, prepare_run, start_engine
+from ds_pretrain.train.stop import StopRequest
+from ds_pretrain.train.trainer import Job, Trainer
+
+# used where the recipe itself cannot be read: ranks still have to meet to leave together
+_DEFAULT_TIMEOUT_SECONDS = 1800.0
+
+
+def pretrain(files: Sequence[Path], overrides: Sequence[str]) -> int:
+    """Trains a recipe on this rank, or continues its run.
+
+    Args:
+        files: recipe files, later ones over earlier ones.
+        overrides: ``key.path=value``.
+
+    Returns:
+        Exit code: 0 for finished or stopped on request, 1 for a run that failed, 2 for what the user can mend.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    recipe: Recipe | UserError
+    try:
+        recipe = load_recipe(files, overrides, [partial(_plannable, world_size=world_size)])
+    except UserError as error:
+        recipe = error
+    timeout = (
+        _DEFAULT_TIMEOUT_SECONDS if isinstance(recipe, UserError) else recipe.deepspeed.communication_timeout_seconds
+    )
+    ranks = start_ranks(timeout)
+    try:
+        if isinstance(recipe, UserError):
+            raise recipe
+        _pretrain(recipe, ranks, [str(file) for file in files], overrides)
+    except (UserError, TrainingError) as error:
+        if ranks.is_main:
+            print(f"ds_pretrain: {error}", file=sys.stderr, flush=True)
+        # all ranks meet before one leaves: the launcher ends the others at once
+        barrier()
+        return 2 if isinstance(error, UserError) else 1
+    finally:
+        stop_ranks()
+    return 0
+
+
+def _plannable(recipe: Recipe, world_size: int) -> Sequence[Problem]:
+    # before the corpus is prepared an epoch has no length: any will do to check the batches
+    return plan_problems(recipe, world_size, known_positions(recipe) or recipe.data.max_seq_len)
+
+
+def _pretrain(recipe: Recipe, ranks: Ranks, files: Sequence[str], overrides: Sequence[str]) -> None:
+    stop = StopRequest()
+    stop.listen()
+    quiet_libraries(None)
+    setup = prepare_run(recipe, ranks)
+    if setup.finished:
+        _say(ranks, f"{setup.folder}: finished at step {setup.position.step}, nothing left to train")
+        return
+    open_folder(setup, ranks)
+    quiet_libraries(setup.folder if ranks.is_main else None)
+    for warning in (*setup.warnings, *zero_stage_warnings(recipe, setup.precision)):
+        _say(ranks, f"warning: {warning}")
+    engine, model = start_engine(setup, ranks)
+    parameters = parameter_count(model)
+    _say(
+        ranks,
+        f"{setup.config.model_type} of {parameters / 1e6:,.1f} M parameters on {ranks.world_size} x "
+        f"{device_description(ranks)}, {setup.precision}, ZeRO {engine.zero_optimization_stage()}; "
+        f"{setup.plan.total_tokens:,} tokens in {setup.plan.total_steps:,} steps; {setup.folder}",
+    )
+    tracker = _trackers(setup) if ranks.is_main else TrackerGroup([])
+    progress = _progress(setup) if ranks.is_main else None
+    flops = partial(
+        flops_per_token, product_parameters(model), setup.config.num_hidden_layers, setup.config.hidden_size
+    )
+    peak = peak_flops(device_description(ranks), setup.precision)
+    job = Job(
+        recipe=recipe,
+        plan=setup.plan,
+        folder=setup.folder,
+        ranks=ranks,
+        tracker=tracker,
+        progress=progress,
+        evaluator=Evaluator(setup.corpus.validation, recipe, ranks) if setup.corpus.validation else None,
+        positions_per_epoch=setup.positions,
+        peak_flops=None if peak is None else peak * ranks.world_size,
+        flops_per_token={stage.seq_len: flops(stage.seq_len) for stage in setup.plan.stages},
+        min_loss_scale=_min_loss_scale(setup),
+    )
+    trainer = Trainer(engine, job, stop, setup.position)
+    exit_code = 1
+    try:
+        trainer.event(
+            "run_start" if setup.checkpoint is None else "resume",
+            world_size=ranks.world_size,
+            parameters=parameters,
+        )
+        with _loader(setup, ranks) as loader:
+            finished = trainer.train(loader)
+        trainer.event("run_end" if finished else "preempted")
+        exit_code = 0
+    finally:
+        if progress is not None:
+            progress.close()
+        tracker.close(exit_code)
+    if finished:
+        _say(ranks, f"finished at step {trainer.step}: {setup.folder}")
+        _say(ranks, f"  a folder that transformers loads: ds-pretrain export {setup.folder} --to DIR")
+    else:
+        command = " ".join([*(f"--config {file}" for file in files), *overrides])
+        _say(ranks, f"stopped; saved at step {trainer.step} of {setup.plan.total_steps}: {setup.folder}")
+        _say(ranks, f"  to continue: deepspeed --num_gpus {ranks.local_size} launch/pretrain.py {command}")
+
+
+def _trackers(setup: Setup) -> Tracker:
+    recipe = setup.recipe
+    trackers: list[Tracker] = [JsonlTracker(setup.folder)]
+    wandb = start_wandb(recipe.tracking.wandb, setup.folder, recipe.run.name, recipe.model_dump(mode="json"))
+    return TrackerGroup(trackers if wandb is None else [*trackers, wandb])
+
+
+def _progress(setup: Setup) -> ProgressReporter:
+    plan = setup.plan
+    progress = ProgressReporter(plan.total_tokens, plan.total_steps, len(plan.stages), setup.folder)
+    progress.start(plan.tokens_before(setup.position.step))
+    return progress
+
+
+def _loader(setup: Setup, ranks: Ranks) -> StepLoader:
+    data = setup.recipe.data
+    assert data.sequence_mode != "mask"
+    tokens, _ = open_corpus(setup.corpus.train)
+    return StepLoader(
+        TokenStream(tokens.tokens, data.max_seq_len, setup.recipe.run.seed),
+        setup.plan.stages,
+        seed=setup.recipe.run.seed,
+        rank=ranks.rank,
+        data_parallel_size=setup.plan.data_parallel_size,
+        first_step=setup.position.step,
+        total_steps=setup.plan.total_steps,
+        sequence_mode=data.sequence_mode,
+        prefetch=data.prefetch_steps,
+        pin_memory=ranks.device.type == "cuda",
+    )
+
+
+def _min_loss_scale(setup: Setup) -> float | None:
+    settings = setup.recipe.deepspeed.fp16
+    return settings.min_loss_scale if setup.precision == "fp16" and settings.loss_scale == 0 else None
+
+
+def _say(ranks: Ranks, text: str) -> None:
+    if ranks.is_main:
+        print(text, flush=True)

@@ -1,0 +1,196 @@
+"""What a run needs before its first step: corpus, plan, run folder, engine, and the place to continue from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ds_pretrain.config import Recipe
+from ds_pretrain.curriculum import Plan, build_plan
+from ds_pretrain.data.positions import epoch_positions
+from ds_pretrain.engine.build import Engine, build_engine, try_shapes
+from ds_pretrain.engine.checkpoint import load_checkpoint, newest_whole, read_state
+from ds_pretrain.engine.checkpoint_files import clear_leftovers, list_checkpoints
+from ds_pretrain.engine.deepspeed_json import Precision, effective_zero_stage, extra_problems, stage_json
+from ds_pretrain.engine.plan_files import plan_document, write_plan_files
+from ds_pretrain.engine.ranks import Ranks, broadcast_object, device_precision, seed_rank
+from ds_pretrain.errors import CheckpointError, RecipeError, UserError
+from ds_pretrain.model.build import build_model, model_config
+from ds_pretrain.model.groups import decay_groups
+from ds_pretrain.model.loss import CausalLmLoss, head_is_plain, max_chunk_tokens
+from ds_pretrain.observe.jsonl import EVENTS_FILE, METRICS_FILE, cut_after
+from ds_pretrain.train.corpus import Corpus, resolve_corpus
+from ds_pretrain.train.run_folder import CHECKPOINTS, check_continuation, run_folder, write_config
+from ds_pretrain.train.trainer import Position, position_from
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run that is ready to build its engine; alike on every rank.
+
+    Args:
+        recipe, plan, precision, corpus: what is trained.
+        config: the model's transformers config.
+        positions: positions of one epoch of the training corpus.
+        folder: the run's folder.
+        checkpoint: where to continue from; None at the start.
+        position: how far that checkpoint is.
+        warnings: what the user should know, as sentences.
+    """
+
+    recipe: Recipe
+    plan: Plan
+    precision: Precision
+    corpus: Corpus
+    config: PretrainedConfig
+    positions: int
+    folder: Path
+    checkpoint: Path | None
+    position: Position
+    warnings: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.position.step >= self.plan.total_steps
+
+
+def prepare_run(recipe: Recipe, ranks: Ranks) -> Setup:
+    """Prepares the corpus, plans, and finds the checkpoint to continue from. Writes nothing to the run's folder.
+
+    Args:
+        recipe: a checked recipe.
+        ranks: this process among those of the run.
+
+    Returns:
+        The setup, alike on every rank.
+
+    Raises:
+        UserError: on every rank alike.
+    """
+    corpus = on_main(ranks, lambda: resolve_corpus(recipe))
+    positions = epoch_positions(corpus.train, recipe.data.max_seq_len)
+    plan = build_plan(recipe, ranks.world_size, positions)
+    precision = device_precision(recipe.precision)
+    problems = extra_problems(recipe, plan.stages[0], precision)
+    if problems:
+        raise RecipeError(problems)
+    config = model_config(recipe.model, corpus.vocabulary, recipe.data.max_seq_len)
+    folder = run_folder(recipe)
+    checkpoint, warnings = _find_checkpoint(recipe, folder, ranks)
+    position = Position()
+    if checkpoint is not None:
+        state = read_state(checkpoint)
+        check_continuation(folder, recipe, state["world_size"], ranks.world_size)
+        position = position_from(state)
+    return Setup(
+        recipe, plan, precision, corpus, config, positions, folder, checkpoint, position,
+        (*plan.warnings, *warnings),
+    )  # fmt: skip
+
+
+def open_folder(setup: Setup, ranks: Ranks) -> None:
+    """Rank 0 writes recipe and plan, and cuts the logs after the step that the run continues from.
+
+    Args:
+        setup: the prepared run.
+        ranks: this process among those of the run.
+    """
+
+    def write() -> None:
+        clear_leftovers(setup.folder / CHECKPOINTS)
+        write_config(setup.folder, setup.recipe)
+        write_plan_files(plan_document(setup.plan, setup.recipe, setup.precision), setup.folder)
+        for name in (METRICS_FILE, EVENTS_FILE):
+            cut_after(setup.folder / name, setup.position.step if setup.checkpoint else -1)
+
+    on_main(ranks, write)
+
+
+def start_engine(setup: Setup, ranks: Ranks) -> tuple[Engine, PreTrainedModel]:
+    """Builds model and engine, tries every shape, and loads the checkpoint that the run continues from.
+
+    Args:
+        setup: the prepared run.
+        ranks: this process among those of the run.
+
+    Returns:
+        The engine, and the model inside it.
+    """
+    recipe = setup.recipe
+    document = stage_json(recipe, setup.plan.stages[0], setup.precision)
+    partitioned = effective_zero_stage(recipe, setup.precision) == 3
+    seed_rank(recipe, 0)
+    model = build_model(recipe.model, setup.config, zero3_config=document if partitioned else None)
+    module = CausalLmLoss(model, recipe.model.max_logits_bytes)
+    groups = decay_groups(module, recipe.optimizer.weight_decay, recipe.optimizer.decay_embeddings)
+    engine = build_engine(module, groups, document)
+    seed_rank(recipe, ranks.rank)
+    _check_chunked_loss(setup, model)
+    try_shapes(engine, setup.plan.stages)
+    if setup.checkpoint is not None:
+        load_checkpoint(engine, setup.checkpoint, ranks)
+    return engine, model
+
+
+def on_main(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Does something on rank 0 while the others wait, and gives its result, or its error, to all.
+
+    Args:
+        ranks: this process among those of the run.
+        work: called on rank 0 alone.
+
+    Raises:
+        UserError: what ``work`` raised, on every rank.
+    """
+    result: tuple[Any, UserError | None] | None = None
+    if ranks.is_main:
+        try:
+            result = work(), None
+        except UserError as error:
+            result = None, error
+    value, error = broadcast_object(result, ranks)
+    if error is not None:
+        raise error
+    return value  # type: ignore[no-any-return]
+
+
+def _find_checkpoint(recipe: Recipe, folder: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
+    resume = recipe.checkpoint.resume
+    any_saved = broadcast_object(bool(list_checkpoints(folder / CHECKPOINTS)), ranks)
+    if resume == "never" and any_saved:
+        raise CheckpointError(
+            f"checkpoint.resume: found never, but {folder} holds a run with checkpoints; "
+            "choose another run.name, or checkpoint.resume=auto to continue it"
+        )
+    checkpoint, warnings = newest_whole(folder / CHECKPOINTS, ranks)
+    if checkpoint is None and any_saved:
+        raise CheckpointError(
+            f"{folder}: every checkpoint is damaged, and a new start would overwrite the run; "
+            "restore one, or start a new run with run.name=…\n" + "\n".join(f"  {line}" for line in warnings)
+        )
+    if checkpoint is None and resume == "must":
+        raise CheckpointError(
+            f"checkpoint.resume: found must, but there is no checkpoint in {folder / CHECKPOINTS}; "
+            "check run.name and run.output_dir, or use checkpoint.resume=auto to start a new run"
+        )
+    return checkpoint, warnings
+
+
+def _check_chunked_loss(setup: Setup, model: PreTrainedModel) -> None:
+    limit = setup.recipe.model.max_logits_bytes
+    tokens = max(stage.micro_batch_size * stage.seq_len for stage in setup.plan.stages)
+    chunk = max_chunk_tokens(setup.config.vocab_size, limit)
+    if tokens > chunk and not head_is_plain(model):
+        raise UserError(
+            f"model.max_logits_bytes: found {limit}, which {tokens} tokens per micro batch exceed, but "
+            f"{setup.config.model_type} changes its logits after the head, so its loss cannot be computed in chunks; "
+            f"raise it to {4 * setup.config.vocab_size * tokens}, or lower train.max_tokens_per_micro_batch to {chunk}"
+        )

@@ -1,0 +1,233 @@
+"""The training loop: locate the stage, set the learning rate, train one batch, guard, track, evaluate or save."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ds_pretrain.config import Recipe
+from ds_pretrain.curriculum import Plan, StagePlan
+from ds_pretrain.data.loader import StepLoader
+from ds_pretrain.engine.build import Engine
+from ds_pretrain.engine.checkpoint import save_checkpoint
+from ds_pretrain.engine.checkpoint_files import delete_checkpoint, list_checkpoints, superseded
+from ds_pretrain.engine.ranks import Ranks
+from ds_pretrain.engine.stage import applied_clip, apply_stage, learning_rates, set_learning_rate
+from ds_pretrain.engine.step import Requests, StepResult, train_batch
+from ds_pretrain.errors import TrainingError
+from ds_pretrain.guards import GuardState, after_step, is_bad_step, loss_ratio
+from ds_pretrain.observe.progress import ProgressReporter
+from ds_pretrain.observe.tracker import Tracker
+from ds_pretrain.schedules import LearningRateSchedule
+from ds_pretrain.train.evaluation import Evaluator
+from ds_pretrain.train.metrics import StepTimes, step_record
+from ds_pretrain.train.run_folder import CHECKPOINTS
+from ds_pretrain.train.stop import StopRequest
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is; what a checkpoint keeps beside the engine.
+
+    Args:
+        step: optimizer steps done.
+        guard: what the guards remember.
+    """
+
+    step: int = 0
+    guard: GuardState = GuardState()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a trainer works with, all of it fixed for the run.
+
+    Args:
+        recipe, plan: what to do.
+        folder: the run's folder.
+        ranks: this process among those of the run.
+        tracker: where records go; called on rank 0 alone.
+        progress: what the terminal shows; None on other ranks.
+        evaluator: None where there is no validation corpus.
+        positions_per_epoch: length of an epoch of the training corpus.
+        peak_flops: peak FLOP/s of all ranks; None where not known.
+        flops_per_token: model FLOPs of a token, by sequence length.
+        min_loss_scale: minimum of a dynamic fp16 loss scale; None otherwise.
+    """
+
+    recipe: Recipe
+    plan: Plan
+    folder: Path
+    ranks: Ranks
+    tracker: Tracker
+    progress: ProgressReporter | None
+    evaluator: Evaluator | None
+    positions_per_epoch: int
+    peak_flops: float | None
+    flops_per_token: dict[int, float]
+    min_loss_scale: float | None
+
+
+class Trainer:
+    """Trains from a position to the end of the plan, or to a request to stop.
+
+    Args:
+        engine: the live engine, loaded with the position's checkpoint where there is one.
+        job: what to work with.
+        stop: this process's request to stop.
+        position: where to begin.
+    """
+
+    def __init__(self, engine: Engine, job: Job, stop: StopRequest, position: Position) -> None:
+        self.engine = engine
+        self.job = job
+        self.stop = stop
+        self.schedule = LearningRateSchedule(job.plan, job.recipe.schedule)
+        self.step = position.step
+        self.guard = position.guard
+        self.saved_step = position.step if position.step else -1
+        self.last_save = time.monotonic()
+
+    def train(self, loader: StepLoader) -> bool:
+        """Runs the loop.
+
+        Args:
+            loader: this rank's batches from the position on.
+
+        Returns:
+            Whether the plan was finished; False where the run was asked to stop, and has saved.
+
+        Raises:
+            TrainingError: too many bad steps in a row.
+        """
+        plan = self.job.plan
+        stage: StagePlan | None = None
+        if self.step == 0:
+            self._evaluate(plan.stages[0])
+        while self.step < plan.total_steps:
+            began = time.monotonic()
+            batch = next(loader)
+            data_seconds = time.monotonic() - began
+            if stage is None or batch.stage != stage.index:
+                stage = self._enter(batch.stage)
+            tokens = stage.tokens_before(self.step)
+            lr = self.schedule.lr(self.step, tokens)
+            set_learning_rate(self.engine, lr)
+            result = train_batch(self.engine, batch, stage.tokens_per_step, lr, self._requests())
+            self.step += 1
+            self._record(stage, result, lr, StepTimes(time.monotonic() - began, data_seconds))
+            self._evaluate(stage)
+            if result.requests.stop or result.requests.save or self._save_due():
+                self._save(stage)
+            if result.requests.stop:
+                return self.step == plan.total_steps
+        return True
+
+    def _enter(self, index: int) -> StagePlan:
+        stage = self.job.plan.stages[index]
+        apply_stage(self.engine, stage)
+        if self.step == stage.start_step:
+            self.event("stage_start", stage=index, seq_len=stage.seq_len, batch_size=stage.batch_size)
+        if self.job.progress is not None:
+            self.job.progress.message(
+                f"stage {index + 1}/{len(self.job.plan.stages)}: seq_len {stage.seq_len}, batch {stage.batch_size} "
+                f"({stage.micro_batch_size} x {stage.grad_accum_steps} x {self.job.plan.data_parallel_size}), "
+                f"peak lr {stage.peak_lr:.3g}, clip {stage.grad_clip:g}, {stage.num_steps} steps"
+            )
+        return stage
+
+    def _requests(self) -> Requests:
+        minutes = self.job.recipe.checkpoint.every_minutes
+        # rank 0's clock decides for all, by way of the step's reduction
+        due = minutes is not None and self.job.ranks.is_main and time.monotonic() - self.last_save >= 60 * minutes
+        return Requests(stop=self.stop.requested, save=due)
+
+    def _record(self, stage: StagePlan, result: StepResult, lr: float, times: StepTimes) -> None:
+        bad = is_bad_step(result.loss, result.skipped, result.loss_scale, self.job.min_loss_scale)
+        ratio = loss_ratio(self.guard, stage.index, result.loss)
+        self.guard = after_step(self.guard, stage.index, result.loss, bad)
+        if self.job.ranks.is_main:
+            record = step_record(
+                self.step,
+                stage,
+                result,
+                lr,
+                learning_rates(self.engine),
+                applied_clip(self.engine),
+                ratio,
+                times,
+                self._peak_tokens_per_second(stage),
+                self.job.positions_per_epoch,
+            )
+            self.job.tracker.log_metrics(record)
+            if self.job.progress is not None:
+                self.job.progress.step(record)
+        if bad:
+            self.event("bad_step", loss=result.loss, grad_norm=result.grad_norm)
+            limit = self.job.recipe.safety.max_consecutive_bad_steps
+            if self.guard.consecutive_bad_steps > limit:
+                raise TrainingError(
+                    f"{self.guard.consecutive_bad_steps} steps in a row up to step {self.step} had a loss or gradient "
+                    f"that is not a number (safety.max_consecutive_bad_steps is {limit}); the updates were left out. "
+                    "Lower optimizer.lr or the stage's lr_multiplier, or lengthen its warmup; the last checkpoint "
+                    "is unharmed"
+                )
+
+    def _peak_tokens_per_second(self, stage: StagePlan) -> float | None:
+        peak = self.job.peak_flops
+        return None if peak is None else peak / self.job.flops_per_token[stage.seq_len]
+
+    def _evaluate(self, stage: StagePlan) -> None:
+        every = self.job.recipe.evaluation.every_steps
+        due = self.step in (0, self.job.plan.total_steps) or (every is not None and self.step % every == 0)
+        if self.job.evaluator is None or not due:
+            return
+        lines = self.job.evaluator.evaluate(self.engine, [stage.seq_len, self.job.recipe.data.max_seq_len])
+        tokens = stage.tokens_before(self.step)
+        if self.job.ranks.is_main:
+            for line in lines:
+                self.job.tracker.log_metrics({"step": self.step, "tokens": tokens, **line})
+        self.event("evaluation", val_loss=lines[-1]["val_loss"], seq_len=lines[-1]["seq_len"])
+        if self.job.progress is not None:
+            losses = ", ".join(f"{line['val_loss']:.4f} at {line['seq_len']}" for line in lines)
+            self.job.progress.message(f"step {self.step}: validation loss {losses}")
+
+    def _save_due(self) -> bool:
+        every = self.job.recipe.checkpoint.every_steps
+        return self.step == self.job.plan.total_steps or (every is not None and self.step % every == 0)
+
+    def _save(self, stage: StagePlan) -> None:
+        if self.saved_step == self.step:
+            return
+        state: dict[str, Any] = {
+            "step": self.step,
+            "tokens": stage.tokens_before(self.step),
+            "cursor": stage.cursor_before(self.step),
+            "stage": stage.index,
+            "world_size": self.job.ranks.world_size,
+            "guard": asdict(self.guard),
+        }
+        folder = save_checkpoint(self.engine, self.job.folder / CHECKPOINTS, state, self.job.ranks)
+        self.saved_step, self.last_save = self.step, time.monotonic()
+        self.event("checkpoint", path=str(folder))
+        if self.job.ranks.is_main:
+            self._retain()
+
+    def _retain(self) -> None:
+        settings = self.job.recipe.checkpoint
+        found = dict(list_checkpoints(self.job.folder / CHECKPOINTS))
+        for step in superseded(list(found), settings.keep_last, settings.keep_every_steps):
+            delete_checkpoint(found[step])
+
+    def event(self, name: str, **details: object) -> None:
+        """Logs an event at the present step, on rank 0."""
+        if self.job.ranks.is_main:
+            tokens = self.job.plan.stage_at(self.step).tokens_before(self.step)
+            self.job.tracker.log_event({"event": name, "step": self.step, "tokens": tokens, **details})
+
+
+def position_from(state: dict[str, Any]) -> Position:
+    """The position that a checkpoint's state tells."""
+    return Position(step=state["step"], guard=GuardState(**state["guard"]))

@@ -1,0 +1,5 @@
+"""The entry that older tools expect; everything stands in pyproject.toml."""
+
+from setuptools import setup
+
+setup()

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ds_pretrain.data.loader import StepBatch, StepLoader, step_batch
+from ds_pretrain.data.stream import TokenStream
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the loader reads of a planned stage."""
+
+    index: int
+    start_step: int
+    end_step: int
+    seq_len: int
+    batch_size: int
+    micro_batch_size: int
+    grad_accum_steps: int
+    start_cursor: int
+
+
+def chain(shapes: Sequence[tuple[int, int, int, int]], ranks: int = 1, stride: int | None = None) -> list[Stage]:
+    """Stages one after another from (steps, seq_len, micro_batch_size, grad_accum_steps)."""
+    stages: list[Stage] = []
+    step = cursor = 0
+    for index, (steps, seq_len, micro, accum) in enumerate(shapes):
+        batch_size = ranks * micro * accum
+        stages.append(Stage(index, step, step + steps, seq_len, batch_size, micro, accum, cursor))
+        step += steps
+        cursor += steps * batch_size * (stride or seq_len)
+    return stages
+
+
+def numbered_stream(num_windows: int, max_seq_len: int, cls: type[TokenStream] = TokenStream) -> TokenStream:
+    """A corpus in which every token is its own position in the file."""
+    return cls(np.arange(num_windows * max_seq_len + 1, dtype=np.int32), max_seq_len, seed=1)
+
+
+def make_loader(stream: TokenStream, stages: Sequence[Any], **changes: Any) -> StepLoader:
+    settings: dict[str, Any] = {
+        "seed": 1,
+        "rank": 0,
+        "data_parallel_size": 1,
+        "first_step": 0,
+        "total_steps": stages[-1].end_step,
+        "sequence_mode": "chunk",
+        "prefetch": 2,
+        "pin_memory": False,
+    }
+    return StepLoader(stream, stages, **(settings | changes))
+
+
+def contents(batches: Sequence[StepBatch]) -> list[tuple[int, int, list[Any], list[Any]]]:
+    return [
+        (
+            batch.step,
+            batch.stage,
+            [micro.input_ids.tolist() for micro in batch.micro_batches],
+            [micro.targets.tolist() for micro in batch.micro_batches],
+        )
+        for batch in batches
+    ]
+
+
+shapes = st.lists(
+    st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(1, 4), st.integers(1, 3)),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(
+    shapes=shapes,
+    ranks=st.integers(1, 3),
+    max_seq_len=st.integers(1, 12),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_an_epoch_uses_every_input_and_every_target_once(
+    shapes: list[tuple[int, int, int, int]], ranks: int, max_seq_len: int, seed: int, data: st.DataObject
+) -> None:
+    """Whatever the stages, lengths, ranks, micro batches and restarts."""
+    used = sum(steps * seq_len * micro * accum * ranks for steps, seq_len, micro, accum in shapes)
+    # steps of `ranks` single tokens fill the epoch up to a whole number of windows
+    num_windows = ranks * -(-used // (max_seq_len * ranks))
+    left = num_windows * max_seq_len - used
+    stages = chain([*shapes, *([(left // ranks, 1, 1, 1)] if left else [])], ranks)
+    total = stages[-1].end_step
+    restarts = data.draw(st.lists(st.integers(0, total), max_size=3))
+    stream = TokenStream(np.arange(num_windows * max_seq_len + 1, dtype=np.int32), max_seq_len, seed)
+    inputs: list[NDArray[np.int64]] = []
+    targets: list[NDArray[np.int64]] = []
+    for rank in range(ranks):
+        for first, last in pairwise(sorted({0, *restarts, total})):
+            with make_loader(
+                stream,
+                stages,
+                seed=seed,
+                rank=rank,
+                data_parallel_size=ranks,
+                first_step=first,
+                total_steps=last,
+            ) as loader:
+                for batch in loader:
+                    inputs += [micro.input_ids.numpy().ravel() for micro in batch.micro_batches]
+                    targets += [micro.targets.numpy().ravel() for micro in batch.micro_batches]
+    length = stream.positions_per_epoch
+    assert np.array_equal(np.sort(np.concatenate(inputs)), np.arange(length))
+    assert np.array_equal(np.sort(np.concatenate(targets)), np.arange(1, length + 1))
+    assert all(np.array_equal(target, tokens + 1) for tokens, target in zip(inputs, targets, strict=True))
+
+
+THREE_STAGES = chain([(6, 4, 2, 3), (7, 10, 3, 1), (5, 16, 1, 2)])
+
+
+@pytest.mark.parametrize("sequence_mode", ["chunk", "truncate"])
+@pytest.mark.parametrize("first_step", [1, 5, 6, 7, 12, 13, 17, 18])
+def test_a_continued_run_sees_the_batches_of_the_unbroken_one(sequence_mode: str, first_step: int) -> None:
+    stages = chain([(6, 4, 2, 3), (7, 10, 3, 1), (5, 16, 1, 2)], stride=16 if sequence_mode == "truncate" else None)
+    with make_loader(numbered_stream(9, 16), stages, sequence_mode=sequence_mode) as loader:
+        unbroken = contents(list(loader))
+    with make_loader(numbered_stream(9, 16), stages, sequence_mode=sequence_mode, first_step=first_step) as loader:
+        assert contents(list(loader)) == unbroken[first_step:]
+    assert [step for step, *_ in unbroken] == list(range(18))
+    assert [stage for _, stage, *_ in unbroken] == [0] * 6 + [1] * 7 + [2] * 5
+
+
+def batch_in_order(stream: TokenStream, stage: Any, step: int, ranks: int, micro: int) -> torch.Tensor:
+    """All rows of a step, micro step by micro step and rank by rank."""
+    accum = stage.batch_size // (ranks * micro)
+    split = replace(stage, micro_batch_size=micro, grad_accum_steps=accum)
+    shares = [step_batch(stream, split, step, seed=1, rank=rank, data_parallel_size=ranks) for rank in range(ranks)]
+    return torch.cat([shares[rank].micro_batches[m].input_ids for m in range(accum) for rank in range(ranks)])
+
+
+@pytest.mark.parametrize(("ranks", "micro"), [(1, 1), (1, 6), (2, 3), (2, 6), (3, 2), (4, 1), (12, 1)])
+def test_ranks_and_micro_batches_together_are_the_batch_of_one_rank(ranks: int, micro: int) -> None:
+    stream = numbered_stream(50, 16)
+    (stage,) = chain([(20, 6, 12, 1)])
+    for step in (0, 7, 19):
+        whole = batch_in_order(stream, stage, step, ranks=1, micro=12)
+        assert torch.equal(batch_in_order(stream, stage, step, ranks, micro), whole)
+
+
+def test_micro_batches_have_the_stages_shape_and_are_int64() -> None:
+    for stage in THREE_STAGES:
+        batch = step_batch(numbered_stream(9, 16), stage, stage.start_step, seed=1)
+        assert len(batch.micro_batches) == stage.grad_accum_steps
+        for micro in batch.micro_batches:
+            assert micro.input_ids.shape == micro.targets.shape == (stage.micro_batch_size, stage.seq_len)
+            assert micro.input_ids.dtype == micro.targets.dtype == torch.int64
+
+
+def test_truncate_takes_the_first_tokens_of_every_window_once() -> None:
+    stages = chain([(3, 4, 2, 1), (2, 10, 3, 1)], stride=16)
+    stream = numbered_stream(12, 16)
+    batches = [
+        step_batch(stream, stage, step, seed=1, sequence_mode="truncate")
+        for stage in stages
+        for step in range(stage.start_step, stage.end_step)
+    ]
+    rows = [row for batch in batches for micro in batch.micro_batches for row in micro.input_ids.tolist()]
+    assert sorted(row[0] for row in rows) == [16 * window for window in range(12)]
+    assert all(row == list(range(row[0], row[0] + len(row))) for row in rows)
+    assert [len(row) for row in rows] == [4] * 6 + [10] * 6
+
+
+class RecordingStream(TokenStream):
+    """Counts the rows it has read, and fails where it is told to."""
+
+    reads: int = 0
+    rows: int = 0
+    fail_at: int = -1
+
+    def read(self, starts: NDArray[np.int64], seq_len: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self.reads == self.fail_at:
+            raise OSError("the disk is gone")
+        self.reads += 1
+        self.rows += len(starts)
+        return super().read(starts, seq_len)
+
+
+def test_only_the_ranks_own_rows_are_read() -> None:
+    stream = numbered_stream(50, 16, RecordingStream)
+    (stage,) = chain([(10, 8, 2, 3)], ranks=4)
+    step_batch(stream, stage, 3, seed=1, rank=2, data_parallel_size=4)
+    assert isinstance(stream, RecordingStream)
+    assert stream.rows == 6
+
+
+def test_a_failure_in_the_thread_reaches_the_consumer_after_the_good_batches() -> None:
+    stream = numbered_stream(50, 16, RecordingStream)
+    stream.fail_at = 3  # type: ignore[attr-defined]
+    with make_loader(stream, THREE_STAGES) as loader:
+        assert [next(loader).step for _ in range(3)] == [0, 1, 2]
+        for _ in range(2):
+            with pytest.raises(OSError, match="the disk is gone"):
+                next(loader)
+
+
+def test_no_more_steps_are_read_ahead_than_asked_for() -> None:
+    stream = numbered_stream(50, 16, RecordingStream)
+    with make_loader(stream, chain([(5000, 1, 1, 1)]), prefetch=3) as loader:
+        for taken in range(1, 200):
+            next(loader)
+            assert stream.reads <= taken + 3 + 1  # type: ignore[attr-defined]
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "ds_pretrain-loader"]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5])
+@pytest.mark.parametrize("prefetch", [1, 4])
+def test_close_ends_the_thread_with_the_queue_full(taken: int, prefetch: int) -> None:
+    loader = make_loader(numbered_stream(50, 16), chain([(100_000, 4, 1, 1)]), prefetch=prefetch)
+    for _ in range(taken):
+        next(loader)
+    closer = threading.Thread(target=loader.close, daemon=True)  # so that a thread that never ends fails the test
+    closer.start()
+    closer.join(timeout=30)
+    assert not closer.is_alive()
+    assert loader_threads() == []
+    loader.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        next(loader)
+
+
+def test_the_thread_is_gone_after_the_last_step_and_after_an_error_of_the_consumer() -> None:
+    with make_loader(numbered_stream(9, 16), THREE_STAGES) as loader:
+        assert len(list(loader)) == 18
+        assert list(loader) == []
+    with pytest.raises(KeyError), make_loader(numbered_stream(9, 16), THREE_STAGES):
+        raise KeyError("stop")
+    assert loader_threads() == []
+
+
+def test_a_run_that_is_over_has_no_batches() -> None:
+    with make_loader(numbered_stream(9, 16), THREE_STAGES, first_step=18) as loader:
+        assert list(loader) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prefetch": 0}, "prefetch: found 0"),
+        ({"total_steps": 19}, "total_steps: found 19, .* end at step 18"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_loader(numbered_stream(9, 16), THREE_STAGES, **changes)
+    assert loader_threads() == []
