@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -71,17 +70,25 @@ def prepare(
 ) -> None:
     """Turn text into token files."""
     from ds_pretrain.data.prepare import prepare as prepare_corpus
+    from ds_pretrain.observe.prepare_progress import prepare_progress
 
-    report = prepare_corpus(
-        sources,
-        output,
-        tokenizer=tokenizer,
-        validation=validation,
-        workers=workers or os.cpu_count() or 1,
-        text_field=text_field,
-        overwrite=overwrite,
-    )
-    print(report.summary())
+    with prepare_progress() as progress:
+        report = prepare_corpus(
+            sources,
+            output,
+            tokenizer=tokenizer,
+            validation=validation,
+            workers=workers,
+            text_field=text_field,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    for prefix, manifest in ((report.train_prefix, report.train), (report.validation_prefix, report.validation)):
+        if manifest is not None:
+            print(f"{prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens")
+    print(f"tokenizer: {report.tokenizer}")
+    if report.skipped.empty or report.skipped.undecodable:
+        print(f"left out: {report.skipped.empty} empty and {report.skipped.undecodable} unreadable documents")
 
 
 @app.command()
@@ -135,8 +142,8 @@ def _planned_precision(recipe: Recipe, given: str | None) -> tuple[Precision, di
     if given is not None and given not in ("bf16", "fp16", "fp32"):
         raise UserError(f"--precision: found {given!r}; allowed: bf16, fp16, fp32")
     asked = given or recipe.precision
-    if asked == "bf16" or asked == "fp16" or asked == "fp32":
-        return asked, {}
+    if asked != "auto":
+        return cast("Precision", asked), {}
     return "bf16", {"precision": "auto: bf16 where the device has it, else fp16; fp32 on a CPU"}
 
 

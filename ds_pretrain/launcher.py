@@ -57,7 +57,10 @@ def launch_recipe(
 
 def is_rank(process: psutil.Process) -> bool:
     """Whether a process trains, rather than starting those that do."""
-    words = process.cmdline()
+    try:
+        words = process.cmdline()
+    except psutil.Error:  # gone in between
+        return False
     return RANK_MODULE in words and not any(module in words for module in _OTHER_MODULES)
 
 

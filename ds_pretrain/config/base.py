@@ -43,7 +43,7 @@ PositiveNumber = Annotated[Number, Field(gt=0)]
 NonNegativeNumber = Annotated[Number, Field(ge=0)]
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """Lets ``1e5`` and ``"100_000"`` be whole numbers, as people write large ones."""
     _not_boolean(value)
     if isinstance(value, str):
@@ -58,7 +58,7 @@ def _whole(value: Any) -> Any:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+Whole = Annotated[int, BeforeValidator(whole)]
 Count = Annotated[Whole, Field(ge=1)]
 """A whole number of at least 1."""
 

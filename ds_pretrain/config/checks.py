@@ -21,6 +21,12 @@ def sources(recipe: Recipe) -> Sequence[Problem]:
         for index, source in enumerate(getattr(recipe.data, key)):
             path = f"data.{key}.{index}"
             problems += _exactly_one(path, {"path": source.path, "text": source.text})
+            if source.weight != 1 and key == "validation":
+                problems.append(
+                    Problem(
+                        f"{path}.weight", f"found {source.weight:g}; only training sources are weighed, leave it out"
+                    )
+                )
             if source.text is not None and key == "validation":
                 problems.append(
                     Problem(
@@ -155,6 +161,14 @@ def loss_scaling(recipe: Recipe) -> Sequence[Problem]:
     return [Problem("deepspeed.fp16", f"needs precision fp16 or auto, found {recipe.precision}")]
 
 
+def lr_sweep(recipe: Recipe) -> Sequence[Problem]:
+    """The learning-rate sweep goes up."""
+    start, end = recipe.lr_finder.start_lr, recipe.lr_finder.end_lr
+    if start < end:
+        return ()
+    return [Problem("lr_finder.end_lr", f"found {end:g}; allowed: more than lr_finder.start_lr, {start:g}")]
+
+
 CHECKS: tuple[Callable[[Recipe], Sequence[Problem]], ...] = (
     model_source,
     sources,
@@ -164,6 +178,7 @@ CHECKS: tuple[Callable[[Recipe], Sequence[Problem]], ...] = (
     warmup,
     offload,
     loss_scaling,
+    lr_sweep,
 )
 
 

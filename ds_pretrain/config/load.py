@@ -157,16 +157,16 @@ def _section(data: Any, path: str) -> dict[str, Any]:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    data = OmegaConf.to_container(config, resolve=False)
+    data = _swapped(OmegaConf.to_container(config, resolve=False), "${", _GUARD)  # a YAML escape can spell "${" too
     assert isinstance(data, dict)
-    return {key: _swapped(value, "${", _GUARD) for key, value in data.items()}  # a YAML escape can spell "${" too
+    return data
 
 
 def _swapped(value: Any, old: str, new: str) -> Any:
     if isinstance(value, str):
         return value.replace(old, new)
     if isinstance(value, dict):
-        return {key: _swapped(item, old, new) for key, item in value.items()}
+        return {_swapped(key, old, new): _swapped(item, old, new) for key, item in value.items()}
     if isinstance(value, list):
         return [_swapped(item, old, new) for item in value]
     return value

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from ds_pretrain.config.base import Count, Index, NonNegativeNumber, Number, PositiveNumber, Section, Whole
+from ds_pretrain.config.base import Count, Index, NonNegativeNumber, Number, PositiveNumber, Section, Whole, whole
 
 
 class Offload(Section):
@@ -42,7 +42,7 @@ class Fp16(Section):
 class DeepSpeed(Section):
     """ZeRO, offload, and whatever else DeepSpeed should be told."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(whole)] = 1
     """What ZeRO partitions: nothing, optimizer state, gradients too, weights too."""
     offload_optimizer: Offload | None = None
     """Keeps the optimizer state elsewhere; needs ZeRO 1 or more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ds_pretrain.config.base import Section
+from ds_pretrain.config.messages import shown
 from ds_pretrain.config.schema import Recipe
 from ds_pretrain.errors import Problem
 
@@ -39,15 +40,17 @@ def unbuilt_problems(recipe: Recipe) -> Sequence[Problem]:
     for path, built in _BUILT_VALUES.items():
         value = _value(recipe, path)
         if value not in built:
-            choices = ", ".join(str(choice).lower() if choice is False else str(choice) for choice in built)
-            problems.append(Problem(path, f"found {value!r}, which is not built yet; allowed: {choices}"))
+            choices = ", ".join(shown(choice) if choice is False else str(choice) for choice in built)
+            problems.append(Problem(path, f"found {shown(value)}, which is not built yet; allowed: {choices}"))
     for path, keys in _BUILT_KEYS.items():
         section = _value(recipe, path)
         assert isinstance(section, Section)
         for name, field in type(section).model_fields.items():
             value = getattr(section, name)
             if name not in keys and value != field.get_default():
-                problems.append(Problem(f"{path}.{name}", f"found {value!r}, which is not built yet; leave it out"))
+                problems.append(
+                    Problem(f"{path}.{name}", f"found {shown(value)}, which is not built yet; leave it out")
+                )
     if len(recipe.data.train) > 1:
         problems.append(
             Problem(

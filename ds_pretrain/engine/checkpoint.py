@@ -90,7 +90,7 @@ def newest_whole(checkpoints: Path, ranks: Ranks) -> tuple[Path | None, list[str
     folders = broadcast_object(
         [folder for _, folder in reversed(list_checkpoints(checkpoints))] if ranks.is_main else None, ranks
     )
-    warnings = []
+    warnings: list[str] = []
     for folder in folders:
         found = gather_objects(damage(folder, ranks.rank, ranks.world_size), ranks)
         problems = list(dict.fromkeys(problem for share in found for problem in share))

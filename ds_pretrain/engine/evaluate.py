@@ -31,4 +31,4 @@ def mean_loss(engine: DeepSpeedEngine, micro_batches: Iterable[tuple[Tensor, Ten
     engine.train()
     dist.all_reduce(sums)
     total, count = sums.tolist()
-    return total / count
+    return float(total / count)

@@ -100,7 +100,7 @@ def device_description(ranks: Ranks) -> str:
     """What the driver calls this rank's device."""
     accelerator = get_accelerator()
     if accelerator.device_name() != "cuda":
-        return accelerator.device_name()
+        return str(accelerator.device_name())
     return str(torch.cuda.get_device_name(ranks.device))
 
 

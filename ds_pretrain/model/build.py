@@ -114,7 +114,7 @@ def build_model(
     built.config.use_cache = False
     if model.gradient_checkpointing:
         built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return built.train()  # type: ignore[no-any-return]
+    return built.train()
 
 
 def _pretrained_config(model: Model) -> PretrainedConfig:

@@ -50,7 +50,9 @@ class CausalLmLoss(nn.Module):
             return summed_loss(logits.flatten(0, 1), targets.flatten())
         hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for part, wanted in zip(hidden.flatten(0, 1).split(tokens), targets.flatten().split(tokens), strict=True):
+        for part, wanted in zip(
+            torch.split(hidden.flatten(0, 1), tokens), torch.split(targets.flatten(), tokens), strict=True
+        ):
             total = total + checkpoint(self._head_loss, part, wanted, use_reentrant=False)
         return total
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -21,29 +22,44 @@ def plan_table(document: dict[str, Any], title: str) -> RenderableType:
     Returns:
         Something that a rich console prints.
     """
-    table = Table(title=f"{title}: {_ranks(document['world_size'])}, {_precision(document)}", title_justify="left")
-    table.add_column("stage", justify="right")
-    for heading in ("steps", "tokens", "seq_len", "batch = ranks x micro x accum", "tokens/step"):
-        table.add_column(heading, justify="right")
-    for heading in ("peak lr", "multiplier", "formula", "warmup", "clip"):
-        table.add_column(heading, justify="right")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    headings = (
+        "",
+        "step",
+        "tokens",
+        "len",
+        "batch",
+        "micro",
+        "acc",
+        "peak lr",
+        "mult",
+        "rule",
+        "warm",
+        "clip",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     for stage in document["stages"]:
         table.add_row(
             str(stage["index"]),
-            f"{stage['start_step']:,} to {stage['end_step']:,}",
-            f"{short(stage['start_tokens'])} to {short(stage['end_tokens'])}",
-            f"{stage['seq_len']:,}",
-            f"{stage['batch_size']:,} = {document['data_parallel_size']} x {stage['micro_batch_size']} x "
-            f"{stage['grad_accum_steps']}",
-            f"{stage['batch_size'] * stage['seq_len']:,}",
+            f"{stage['start_step']:,}",
+            short(stage["end_tokens"] - stage["start_tokens"]),
+            str(stage["seq_len"]),
+            str(stage["batch_size"]),
+            str(stage["micro_batch_size"]),
+            str(stage["grad_accum_steps"]),
             f"{stage['peak_lr']:.3g}",
             f"{stage['lr_multiplier']:.3g}",
             f"{stage['formula_multiplier']:.3g}",
             f"{stage['warmup_steps']:,}",
             f"{stage['grad_clip']:g}",
         )
-    total = Text(f"{document['total_steps']:,} steps, {document['total_tokens']:,} tokens")
-    return Group(table, total)
+    title_line = Text(f"{title}: {_ranks(document['world_size'])}, {_precision(document)}", style="bold")
+    total = Text(
+        f"{document['total_steps']:,} steps, {document['total_tokens']:,} tokens\n"
+        "rule: sqrt(batch / 32) x min(2048 / len, 4)"
+    )
+    return Group(title_line, table, total)
 
 
 def short(number: float) -> str:

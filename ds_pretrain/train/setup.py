@@ -156,9 +156,9 @@ def on_main(ranks: Ranks, work: Callable[[], T]) -> T:
             result = work(), None
         except UserError as error:
             result = None, error
-    value, error = broadcast_object(result, ranks)
-    if error is not None:
-        raise error
+    value, problem = broadcast_object(result, ranks)
+    if problem is not None:
+        raise problem
     return value  # type: ignore[no-any-return]
 
 

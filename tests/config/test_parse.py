@@ -75,6 +75,14 @@ BAD = [
     ("schedule.min_lr_ratio=2", "schedule.min_lr_ratio: found 2; allowed: a number of at most 1"),
     ("precision=bf61", "precision: found 'bf61'; allowed: auto, bf16, fp16, fp32 (did you mean 'bf16'?)"),
     ("deepspeed.zero_stage=4", "deepspeed.zero_stage: found 4; allowed: 0, 1, 2, 3"),
+    ("deepspeed.zero_stage=true", "deepspeed.zero_stage: found true; allowed: a number"),
+    (
+        "data.validation={path: a, weight: 3}",
+        "data.validation.0.weight: found 3; only training sources are weighed, leave it out",
+    ),
+    ("model.compile=true", "model.compile: found true, which is not built yet; allowed: false"),
+    ("schedule.type=wsd", "schedule.type: found 'wsd', which is not built yet; allowed: cosine, linear, constant"),
+    ("safety.max_rollbacks=1", "safety.max_rollbacks: found 1, which is not built yet; leave it out"),
     (
         "train.micro_batch_size=atuo",
         "train.micro_batch_size: found 'atuo'; allowed: a whole number or auto (did you mean 'auto'?)",
