@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -56,7 +57,7 @@ def pretrain(files: Sequence[Path], overrides: Sequence[str]) -> int:
     try:
         if isinstance(recipe, UserError):
             raise recipe
-        _pretrain(recipe, ranks, [str(file) for file in files], overrides)
+        train_recipe(recipe, ranks, [*(part for file in files for part in ("--config", str(file))), *overrides])
     except (UserError, TrainingError) as error:
         if ranks.is_main:
             print(f"ds_pretrain: {error}", file=sys.stderr, flush=True)
@@ -73,7 +74,18 @@ def _plannable(recipe: Recipe, world_size: int) -> Sequence[Problem]:
     return plan_problems(recipe, world_size, known_positions(recipe) or recipe.data.max_seq_len)
 
 
-def _pretrain(recipe: Recipe, ranks: Ranks, files: Sequence[str], overrides: Sequence[str]) -> None:
+def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None:
+    """Trains a checked recipe, or continues its run, on ranks that have met.
+
+    Args:
+        recipe: alike on every rank.
+        ranks: this process among those of the run.
+        arguments: what the command line said, to tell how to continue.
+
+    Raises:
+        UserError: what the user can mend, on every rank alike.
+        TrainingError: the run failed.
+    """
     stop = StopRequest()
     stop.listen()
     quiet_libraries(None)
@@ -132,9 +144,9 @@ def _pretrain(recipe: Recipe, ranks: Ranks, files: Sequence[str], overrides: Seq
         _say(ranks, f"finished at step {trainer.step}: {setup.folder}")
         _say(ranks, f"  a folder that transformers loads: ds-pretrain export {setup.folder} --to DIR")
     else:
-        command = " ".join([*(f"--config {file}" for file in files), *overrides])
+        command = f"deepspeed --num_gpus {ranks.local_size} launch/pretrain.py {shlex.join(arguments)}"
         _say(ranks, f"stopped; saved at step {trainer.step} of {setup.plan.total_steps}: {setup.folder}")
-        _say(ranks, f"  to continue: deepspeed --num_gpus {ranks.local_size} launch/pretrain.py {command}")
+        _say(ranks, f"  to continue: {command}")
 
 
 def _trackers(setup: Setup) -> Tracker:

@@ -1,0 +1,88 @@
+"""A corpus of this package's own source, and real launches over it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support import TINY
+
+from ds_pretrain.data.prepare import prepare
+
+ROOT = Path(__file__).parents[2]
+LAUNCH_SECONDS = 240
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefix of a token file of about 100,000 tokens, with a validation part beside it."""
+    folder = tmp_path_factory.mktemp("corpus")
+    prepare([str(ROOT / "ds_pretrain")], folder / "mine", tokenizer="train:400", validation=0.1, workers=1)
+    return folder / "mine"
+
+
+@pytest.fixture(scope="session")
+def base(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of three stages in which length, batch size and accumulation all change."""
+    recipe: dict[str, Any] = {
+        **TINY,
+        "data": {"train": str(corpus), "validation": f"{corpus}-val", "max_seq_len": 64},
+        "curriculum": {
+            "total_steps": 12,
+            "stages": [
+                {"step": 0, "seq_len": 16, "batch_size": 24, "warmup_steps": 2, "grad_clip": 0.5},
+                {"step": 4, "seq_len": 32, "batch_size": 8, "lr_multiplier": 0.5, "grad_clip": 5.0},
+                {"step": 8, "seq_len": 64, "batch_size": 12, "lr_multiplier": 0.7, "grad_clip": 0.05},
+            ],
+        },
+        "schedule": {"scope": "stage"},
+        "precision": "fp32",
+        "train": {"max_tokens_per_micro_batch": 128},
+        "evaluation": {"every_steps": 5, "batches": 4},
+        "checkpoint": {"every_steps": None},
+    }
+    path = tmp_path_factory.mktemp("recipes") / "base.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def deepspeed_command(num_ranks: int, script: Path, *arguments: str) -> list[str]:
+    """The real launcher, on a port of its own."""
+    flags = ["--num_gpus", str(num_ranks), "--master_port", str(free_port())]
+    return [sys.executable, "-m", "deepspeed.launcher.runner", *flags, str(script), *arguments]
+
+
+Many = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def train_many(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Many:
+    """Trains several variants of ``base`` in one launch."""
+
+    def train(num_ranks: int, variants: Sequence[Sequence[str]], allow_fp16: bool = False) -> Any:
+        jobs = tmp_path_factory.mktemp("jobs") / "jobs.json"
+        runs = [[[str(base)], list(overrides)] for overrides in variants]
+        jobs.write_text(json.dumps({"runs": runs, "allow_fp16": allow_fp16}), encoding="utf-8")
+        command = deepspeed_command(num_ranks, ROOT / "tests/runs/many.py", str(jobs))
+        result = subprocess.run(
+            command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    return train
