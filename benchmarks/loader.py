@@ -71,9 +71,7 @@ def measure(tokens: np.memmap, seq_len: int, batch_size: int) -> tuple[float, fl
         at = step * size % (CORPUS_TOKENS - size)
         assembly.append(seconds(lambda step=step: step_batch(stream, stage, step, seed=1)))
         copy.append(
-            seconds(
-                lambda at=at: (plain[at : at + size].astype("i8"), plain[at + 1 : at + 1 + size].astype("i8"))
-            )
+            seconds(lambda at=at: (plain[at : at + size].astype("i8"), plain[at + 1 : at + 1 + size].astype("i8")))
         )
     return size / statistics.median(assembly), size / statistics.median(copy)
 
@@ -90,9 +88,7 @@ def main() -> None:
         print(f"{'seq_len':>8}{'batch_size':>11}{'assembly Mtok/s':>17}{'plain copy Mtok/s':>19}{'ratio':>7}")
         for seq_len, batch_size in SHAPES:
             assembly, copy = measure(tokens, seq_len, batch_size)
-            print(
-                f"{seq_len:8d}{batch_size:11d}{assembly / 1e6:17.1f}{copy / 1e6:19.1f}{assembly / copy:7.2f}"
-            )
+            print(f"{seq_len:8d}{batch_size:11d}{assembly / 1e6:17.1f}{copy / 1e6:19.1f}{assembly / copy:7.2f}")
 
 
 if __name__ == "__main__":

@@ -105,14 +105,23 @@ def launch(arguments: RecipeArguments = [], config: ConfigOption = []) -> None:
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     to: Annotated[Path, typer.Option(help="New folder for the model.")],
-    sample: Annotated[str | None, typer.Option(help="Print how the exported model continues this text.")] = None,
 ) -> None:
     """Write a run's newest checkpoint as a folder that transformers loads."""
-    from ds_pretrain.train.export import continue_text, export_run
+    from ds_pretrain.train.export import export_run
 
     print(export_run(run, to))
-    if sample is not None:
-        print(continue_text(to, sample))
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(help="Folder that export wrote.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the continuation.")] = 48,
+) -> None:
+    """Print how an exported model continues a text."""
+    from ds_pretrain.train.export import continue_text
+
+    print(continue_text(model, prompt, tokens))
 
 
 def main() -> None:

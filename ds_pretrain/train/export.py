@@ -31,12 +31,15 @@ def export_run(run: Path, to: Path) -> str:
     Raises:
         UserError: no run, no whole checkpoint, or ``to`` holds something.
     """
+    from transformers.utils import logging
+
     if not (run / CONFIG).is_file():
         raise UserError(f"{run}: not a run's folder (it has no {CONFIG}); give <run.output_dir>/<run.name>")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to: {to} exists and is not empty; give a new folder")
     recipe = load_recipe([run / CONFIG])
     checkpoint = _newest(run / CHECKPOINTS)
+    logging.disable_progress_bar()
     corpus = resolve_corpus(recipe)
     config = model_config(recipe.model, corpus.vocabulary, recipe.data.max_seq_len)
     model = build_model(recipe.model, config)
@@ -60,19 +63,23 @@ def export_run(run: Path, to: Path) -> str:
     return f"{checkpoint} (step {read_manifest(checkpoint)['step']:,}) is exported to {to}"
 
 
-def continue_text(folder: Path, prompt: str, max_new_tokens: int = 48) -> str:
+def continue_text(folder: Path, prompt: str, max_new_tokens: int) -> str:
     """How an exported model continues a text, most likely token by token.
 
     Args:
         folder: what ``export_run`` wrote.
         prompt: the beginning.
-        max_new_tokens: length of the continuation.
+        max_new_tokens: length of the continuation, in tokens.
 
     Returns:
         Prompt and continuation.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: not an exported model (it has no config.json); ds-pretrain export makes one")
+    logging.disable_progress_bar()
     tokenizer = load_tokenizer(str(folder))
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
