@@ -1,24 +1,20 @@
-"""A corpus of this package's own source, and real launches over it."""
+"""A corpus of this package's own source, and runs over it."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from launches import LAUNCH_SECONDS, ROOT, Many, deepspeed_command
 from support import TINY
 
 from ds_pretrain.data.prepare import prepare
-
-ROOT = Path(__file__).parents[2]
-LAUNCH_SECONDS = 240
 
 
 @pytest.fixture(scope="session")
@@ -52,22 +48,6 @@ def base(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipes") / "base.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
-
-
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def deepspeed_command(num_ranks: int, script: Path, *arguments: str) -> list[str]:
-    """The real launcher, on a port of its own."""
-    flags = ["--num_gpus", str(num_ranks), "--master_port", str(free_port())]
-    return [sys.executable, "-m", "deepspeed.launcher.runner", *flags, str(script), *arguments]
-
-
-Many = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
-from conftest import Many
+from launches import Many
 from records import steps
 
 from ds_pretrain.config import load_recipe

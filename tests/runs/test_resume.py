@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Many
+from launches import Many
 from records import metrics
 
 # inside a stage, at a boundary, one step after it

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Many
+from launches import Many
 from records import metrics, steps
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
