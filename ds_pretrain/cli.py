@@ -20,6 +20,7 @@ from ds_pretrain.data.positions import known_positions
 from ds_pretrain.engine.deepspeed_json import Precision, extra_problems, zero_stage_warnings
 from ds_pretrain.engine.plan_files import plan_document, write_plan_files
 from ds_pretrain.errors import Problem, UserError
+from ds_pretrain.observe.logs import quiet_imports
 from ds_pretrain.observe.plan_table import plan_table
 from ds_pretrain.schedules import LearningRateSchedule
 
@@ -126,6 +127,7 @@ def sample(
 
 def main() -> None:
     """Entry point: what the user can mend is one message and exit code 2."""
+    quiet_imports()
     try:
         app()
     except UserError as error:

@@ -41,7 +41,7 @@ def launch_recipe(
     """
     recipe: Recipe = load_recipe(files, overrides, [partial(plannable, world_size=_world_size(flags))])
     command = [
-        *(sys.executable, "-m", "deepspeed.launcher.runner"),
+        *(sys.executable, "-m", "deepspeed.launcher.runner", "--quiet"),
         *flags,
         *("--module", RANK_MODULE),
         *(part for file in files for part in ("--config", str(file))),

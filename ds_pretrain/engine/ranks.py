@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from io import StringIO
 from typing import TypeVar
 
 import deepspeed
@@ -65,13 +67,14 @@ def start_ranks(timeout_seconds: float) -> Ranks:
     # started without a launcher, a run has one rank
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
-    deepspeed.init_distributed(
-        dist_backend=accelerator.communication_backend_name(),
-        timeout=timedelta(seconds=timeout_seconds),
-        rank=int(os.environ.get("RANK", "0")),
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
-        auto_mpi_discovery=False,
-    )
+    with redirect_stdout(StringIO()):  # each rank prints that an operator was built
+        deepspeed.init_distributed(
+            dist_backend=accelerator.communication_backend_name(),
+            timeout=timedelta(seconds=timeout_seconds),
+            rank=int(os.environ.get("RANK", "0")),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            auto_mpi_discovery=False,
+        )
     device = torch.device(accelerator.current_device_name())
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
 

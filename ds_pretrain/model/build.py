@@ -50,6 +50,7 @@ def model_config(model: Model, vocabulary: Vocabulary, max_seq_len: int) -> Pret
     Raises:
         RecipeError: unknown architecture or config key, or a pretrained model too small for the data.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     if model.pretrained is not None:
@@ -67,11 +68,15 @@ def model_config(model: Model, vocabulary: Vocabulary, max_seq_len: int) -> Pret
         "bos_token_id": vocabulary.eos_id,
         "eos_token_id": vocabulary.eos_id,
         "pad_token_id": None,
+        **_looking_back(defaults),
     }
     aliases = dict(getattr(defaults, "attribute_map", {}))
     settings = {aliases.get(key, key): value for key, value in settings.items()}
     settings |= {aliases.get(key, key): value for key, value in model.config.items()}
-    config = AutoConfig.for_model(model.architecture, **settings)
+    try:
+        config = AutoConfig.for_model(model.architecture, **settings)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise _refused("model.config", error) from error
     problems = _size_problems("model.config", config, vocabulary, max_seq_len)
     if problems:
         raise RecipeError(problems)
@@ -94,6 +99,9 @@ def build_model(
 
     Returns:
         The model in training mode.
+
+    Raises:
+        RecipeError: transformers cannot build or load it.
     """
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
@@ -106,10 +114,13 @@ def build_model(
         "attn_implementation": attention,
         "trust_remote_code": model.trust_remote_code,
     }
-    if model.pretrained is not None:
-        built = AutoModelForCausalLM.from_pretrained(model.pretrained, config=config, **options)
-    else:
-        built = AutoModelForCausalLM.from_config(config, **options)
+    try:
+        if model.pretrained is not None:
+            built = AutoModelForCausalLM.from_pretrained(model.pretrained, config=config, **options)
+        else:
+            built = AutoModelForCausalLM.from_config(config, **options)
+    except (ValueError, ImportError, OSError) as error:
+        raise _refused("model", error) from error
     del partitioned
     built.config.use_cache = False
     if model.gradient_checkpointing:
@@ -133,7 +144,7 @@ def _pretrained_config(model: Model) -> PretrainedConfig:
             ]
         ) from error
     _check_keys(model, config)
-    for key, value in model.config.items():
+    for key, value in {**_looking_back(config), **model.config}.items():
         setattr(config, key, value)
     return config
 
@@ -202,6 +213,15 @@ def _check_keys(model: Model, known: PretrainedConfig) -> None:
 def _nearest(word: str, known: list[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _looking_back(config: PretrainedConfig) -> dict[str, bool]:
+    """Types that serve as encoders too see the tokens to come unless told to be decoders."""
+    return {"is_decoder": True} if hasattr(config, "is_decoder") else {}
+
+
+def _refused(path: str, error: Exception) -> RecipeError:
+    return RecipeError([Problem(path, f"transformers refuses it: {' '.join(str(error).split())}")])
 
 
 def _without_dropout(defaults: PretrainedConfig) -> dict[str, float]:

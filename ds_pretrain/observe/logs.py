@@ -9,6 +9,15 @@ LOG_FILE = "deepspeed.log"
 _FORMAT = "%(asctime)s %(levelname)s %(name)s %(filename)s:%(lineno)d %(message)s"
 
 
+def quiet_imports() -> None:
+    """Keeps DeepSpeed from telling on every import, on standard output, that it found no GPU; to be called before."""
+    logging.getLogger("DeepSpeed").addFilter(_tells_something)
+
+
+def _tells_something(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Setting accelerator to CPU")
+
+
 def quiet_libraries(run_dir: Path | None) -> None:
     """Sends the libraries' messages to a file; only errors still reach the terminal.
 

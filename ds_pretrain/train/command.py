@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ds_pretrain.arguments import ConfigOption, RecipeArguments, split_arguments
+from ds_pretrain.observe.logs import quiet_imports
 
 LocalRank = Annotated[int, typer.Option("--local_rank", hidden=True, help="Set by the launcher.")]
 
@@ -25,6 +26,7 @@ def _command(arguments: RecipeArguments = [], config: ConfigOption = [], local_r
 
 def main() -> None:
     """Entry point on every rank."""
+    quiet_imports()
     typer.run(_command)
 
 
