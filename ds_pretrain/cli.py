@@ -15,8 +15,8 @@ from rich.console import Console
 
 from ds_pretrain.arguments import ConfigOption, RecipeArguments, split_arguments
 from ds_pretrain.config import Recipe, load_recipe
-from ds_pretrain.curriculum import Plan, build_plan, plan_problems
-from ds_pretrain.data.positions import known_positions
+from ds_pretrain.curriculum import Plan, build_plan
+from ds_pretrain.data.positions import known_positions, planning_problems, source_problems
 from ds_pretrain.engine.deepspeed_json import Precision, extra_problems, zero_stage_warnings
 from ds_pretrain.engine.plan_files import plan_document, write_plan_files
 from ds_pretrain.errors import Problem, UserError
@@ -47,10 +47,13 @@ def plan(
     resolved = build_plan(recipe, world_size, known_positions(recipe))
     chosen, assumed = _planned_precision(recipe, precision)
     document = plan_document(resolved, recipe, chosen, assumed)
-    if out is not None:
-        write_plan_files(document, out)
-    if lr_csv is not None:
-        _write_lr_csv(recipe, resolved, lr_csv)
+    try:
+        if out is not None:
+            write_plan_files(document, out)
+        if lr_csv is not None:
+            _write_lr_csv(recipe, resolved, lr_csv)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
     for warning in (*resolved.warnings, *zero_stage_warnings(recipe, chosen)):
         print(f"warning: {warning}", file=sys.stderr)
     if as_json:
@@ -95,11 +98,16 @@ def prepare(
 @app.command()
 def launch(arguments: RecipeArguments = [], config: ConfigOption = []) -> None:
     """Check and plan a recipe, start deepspeed (its flags go behind --), and look after its processes."""
-    from ds_pretrain.launcher import launch_recipe
+    from ds_pretrain.launcher import launch_run, world_size
 
     flags = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
     files, overrides = split_arguments(arguments[: len(arguments) - len(flags)])
-    sys.exit(launch_recipe([*config, *files], overrides, flags, _plannable))
+    files = [*config, *files]
+    ranks = world_size(flags)
+    recipe = load_recipe(files, overrides, [partial(_plannable, world_size=ranks, unprepared=True), source_problems])
+    resolved = build_plan(recipe, ranks, known_positions(recipe) or recipe.data.max_seq_len)
+    Console().print(plan_table(plan_document(resolved, recipe, *_planned_precision(recipe, None)), recipe.run.name))
+    sys.exit(launch_run(files, overrides, flags, recipe.checkpoint.grace_seconds))
 
 
 @app.command()
@@ -140,11 +148,11 @@ def _checked(arguments: Sequence[str], config: Sequence[Path], world_size: int) 
     return load_recipe([*config, *files], overrides, [partial(_plannable, world_size=world_size)])
 
 
-def _plannable(recipe: Recipe, world_size: int) -> Sequence[Problem]:
-    problems = plan_problems(recipe, world_size, known_positions(recipe))
+def _plannable(recipe: Recipe, world_size: int, unprepared: bool = False) -> Sequence[Problem]:
+    problems = planning_problems(recipe, world_size, unprepared)
     if problems:
         return problems
-    resolved = build_plan(recipe, world_size, known_positions(recipe))
+    resolved = build_plan(recipe, world_size, known_positions(recipe) or recipe.data.max_seq_len)
     return extra_problems(recipe, resolved.stages[0], _planned_precision(recipe, None)[0])
 
 

@@ -1,17 +1,15 @@
-"""``ds-pretrain launch``: checks a recipe, starts the deepspeed launcher, and looks after its processes."""
+"""``ds-pretrain launch``: starts the deepspeed launcher and looks after its processes."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import psutil
 
-from ds_pretrain.config import Recipe, load_recipe
-from ds_pretrain.errors import Problem
 from ds_pretrain.supervise import run_supervised
 
 # what the ranks run; the launcher's own processes name it too, but as an argument behind their own module
@@ -19,27 +17,18 @@ RANK_MODULE = "ds_pretrain.train.command"
 _OTHER_MODULES = ("deepspeed.launcher.runner", "deepspeed.launcher.launch")
 
 
-def launch_recipe(
-    files: Sequence[Path],
-    overrides: Sequence[str],
-    flags: Sequence[str],
-    plannable: Callable[..., Sequence[Problem]],
-) -> int:
-    """Trains a recipe under the deepspeed launcher.
+def launch_run(files: Sequence[Path], overrides: Sequence[str], flags: Sequence[str], grace_seconds: float) -> int:
+    """Trains a checked recipe under the deepspeed launcher.
 
     Args:
         files: recipe files, later ones over earlier ones.
         overrides: ``key.path=value``.
         flags: for the deepspeed launcher, e.g. ``--num_gpus 2``.
-        plannable: what keeps a recipe from being planned for a world size.
+        grace_seconds: how long the ranks may take to save when this process is told to stop.
 
     Returns:
         0 where the run finished or was stopped and saved, else the launcher's exit code.
-
-    Raises:
-        RecipeError: every problem of the recipe, before any process is started.
     """
-    recipe: Recipe = load_recipe(files, overrides, [partial(plannable, world_size=_world_size(flags))])
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--quiet"),
         *flags,
@@ -47,12 +36,7 @@ def launch_recipe(
         *(part for file in files for part in ("--config", str(file))),
         *overrides,
     ]
-    return run_supervised(
-        command,
-        grace_seconds=recipe.checkpoint.grace_seconds,
-        is_rank=is_rank,
-        announce=partial(print, flush=True),
-    )
+    return run_supervised(command, grace_seconds=grace_seconds, is_rank=is_rank, announce=partial(print, flush=True))
 
 
 def is_rank(process: psutil.Process) -> bool:
@@ -64,7 +48,7 @@ def is_rank(process: psutil.Process) -> bool:
     return RANK_MODULE in words and not any(module in words for module in _OTHER_MODULES)
 
 
-def _world_size(flags: Sequence[str]) -> int:
+def world_size(flags: Sequence[str]) -> int:
     """Ranks that the flags ask for; 1 where they leave it to the launcher, and the ranks check again."""
     counts = {"--num_gpus": 1, "--num_nodes": 1}
     for name, value in pairwise(flags):

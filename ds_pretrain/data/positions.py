@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ds_pretrain.config import Recipe
+from ds_pretrain.curriculum import plan_problems
 from ds_pretrain.data.indexed import TokenFile, idx_path
-from ds_pretrain.errors import DataError
+from ds_pretrain.errors import DataError, Problem
 
 
 def epoch_positions(prefix: Path, max_seq_len: int) -> int:
@@ -27,6 +29,37 @@ def epoch_positions(prefix: Path, max_seq_len: int) -> int:
             "use more text, or a smaller data.max_seq_len"
         )
     return windows * max_seq_len
+
+
+def source_problems(recipe: Recipe) -> Sequence[Problem]:
+    """What is wrong with the token files that a recipe names; text that is still to be prepared is not looked at."""
+    problems = []
+    for key in ("train", "validation"):
+        for index, source in enumerate(getattr(recipe.data, key)):
+            if source.path is None:
+                continue
+            try:
+                epoch_positions(Path(source.path), recipe.data.max_seq_len)
+            except DataError as error:
+                problems.append(Problem(f"data.{key}.{index}.path", str(error)))
+    return problems
+
+
+def planning_problems(recipe: Recipe, world_size: int, unprepared: bool) -> Sequence[Problem]:
+    """What keeps a recipe from being planned.
+
+    Args:
+        recipe: a checked recipe.
+        world_size: ranks to plan for.
+        unprepared: whether the corpus may be prepared later, so that an epoch need not have a length yet.
+    """
+    try:
+        positions = known_positions(recipe)
+    except DataError as error:
+        return [Problem("data.train.0.path", str(error))]
+    # any length of an epoch will do to check the batches
+    stand_in = recipe.data.max_seq_len if unprepared else None
+    return plan_problems(recipe, world_size, positions or stand_in)
 
 
 def known_positions(recipe: Recipe) -> int | None:

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine
+from deepspeed.runtime.config import DeepSpeedConfig
 from torch import nn
 
 from ds_pretrain.curriculum import StagePlan
 from ds_pretrain.engine.rng import restore_rng, rng_state
-from ds_pretrain.errors import TrainingError
+from ds_pretrain.errors import Problem, RecipeError, TrainingError
 from ds_pretrain.model.groups import ParameterGroup
 
 Engine = DeepSpeedEngine
+
+
+def check_accepted(deepspeed_json: Mapping[str, Any]) -> None:
+    """Has DeepSpeed read its configuration before anything is built.
+
+    Args:
+        deepspeed_json: DeepSpeed's configuration of a stage.
+
+    Raises:
+        RecipeError: it refuses what ``deepspeed.extra`` added.
+    """
+    try:
+        DeepSpeedConfig(deepcopy(dict(deepspeed_json)))
+    except Exception as error:  # whatever the part of its configuration that refuses happens to raise
+        reason = " ".join(str(error).split())
+        raise RecipeError([Problem("deepspeed.extra", f"DeepSpeed refuses it: {reason}")]) from error
 
 
 def build_engine(

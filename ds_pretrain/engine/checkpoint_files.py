@@ -106,14 +106,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        files = document["files"]
-        assert isinstance(files, dict)
-        for name, record in files.items():
-            assert isinstance(record["size"], int)
-            assert isinstance(record["sha256"], str)
-            assert (folder / name).resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint's manifest ({error or type(error).__name__})") from error
+        for name, record in document["files"].items():
+            if not isinstance(record["size"], int) or not isinstance(record["sha256"], str):
+                raise ValueError(f"no size and checksum of {name}")
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{name} lies outside the checkpoint")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path}: not a checkpoint's manifest ({reason})") from error
     return document  # type: ignore[no-any-return]
 
 
@@ -166,6 +168,13 @@ def delete_checkpoint(folder: Path) -> None:
     doomed = folder.with_name(f".{folder.name}.deleted")
     os.replace(folder, doomed)
     shutil.rmtree(doomed)
+
+
+def set_aside(folder: Path) -> None:
+    """Takes a damaged checkpoint out of the list, where retention would count it and its step be saved again."""
+    hidden = folder.with_name(f"damaged_{folder.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(folder, hidden)
 
 
 def clear_leftovers(checkpoints: Path) -> None:

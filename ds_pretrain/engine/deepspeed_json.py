@@ -14,13 +14,15 @@ from ds_pretrain.errors import Problem, RecipeError
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
-# DeepSpeed 0.19 rejects the first three; the others would take over what the plan decides.
+# DeepSpeed 0.19 rejects the first three; the others would take over what the plan decides, or break it.
 _FORBIDDEN_EXTRA = {
     "curriculum_learning": "curriculum.stages is where the curriculum is stated",
     "elasticity": "the batch sizes of the plan hold for the ranks that were started",
     "amp": "precision takes its place",
     "scheduler": "the schedule section drives every learning rate",
     "managed_gradient_accumulation": "the plan decides where a step ends",
+    "sequence_parallel_size": "sequence parallelism is not built yet",
+    "tensor_parallel": "tensor parallelism is not built yet",
 }
 
 
@@ -55,7 +57,7 @@ def extra_problems(recipe: Recipe, stage: StagePlan, precision: Precision) -> Se
 
 def effective_zero_stage(recipe: Recipe, precision: Precision) -> int:
     """ZeRO stage of a run: fp16 at stage 0 divides its gradients by the loss scale twice (DeepSpeed 0.19.8)."""
-    return 1 if precision == "fp16" else recipe.deepspeed.zero_stage
+    return max(recipe.deepspeed.zero_stage, 1 if precision == "fp16" else 0)
 
 
 def zero_stage_warnings(recipe: Recipe, precision: Precision) -> Sequence[str]:
@@ -75,15 +77,15 @@ def _generated(recipe: Recipe, stage: StagePlan, precision: Precision) -> dict[s
         "zero_optimization": _zero(recipe, precision),
         # stock torch optimizers are not on DeepSpeed's list of those tried with ZeRO
         "zero_allow_untested_optimizer": True,
-        "steps_per_print": None,
-        "wall_clock_breakdown": False,
+        # stated even where off, so that ``extra`` cannot turn another precision on
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": precision == "fp16"},
     }
     if precision == "bf16":
-        document["bf16"] = {"enabled": True}
         # the default sums micro batches in bf16
         document["data_types"] = {"grad_accum_dtype": "fp32"}
     elif precision == "fp16":
-        document["fp16"] = {"enabled": True, **recipe.deepspeed.fp16.model_dump()}
+        document["fp16"] |= recipe.deepspeed.fp16.model_dump()
     return document
 
 

@@ -10,14 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from ds_pretrain.config import Recipe, load_recipe
-from ds_pretrain.curriculum import plan_problems
 from ds_pretrain.data.loader import StepLoader
-from ds_pretrain.data.positions import known_positions
+from ds_pretrain.data.positions import planning_problems
 from ds_pretrain.data.prepare import open_corpus
 from ds_pretrain.data.stream import TokenStream
 from ds_pretrain.engine.deepspeed_json import zero_stage_warnings
 from ds_pretrain.engine.ranks import Ranks, barrier, device_description, start_ranks, stop_ranks
-from ds_pretrain.errors import Problem, TrainingError, UserError
+from ds_pretrain.errors import TrainingError, UserError
 from ds_pretrain.model.size import parameter_count, product_parameters
 from ds_pretrain.observe.jsonl import JsonlTracker
 from ds_pretrain.observe.logs import quiet_libraries
@@ -47,7 +46,7 @@ def pretrain(files: Sequence[Path], overrides: Sequence[str]) -> int:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     recipe: Recipe | UserError
     try:
-        recipe = load_recipe(files, overrides, [partial(_plannable, world_size=world_size)])
+        recipe = load_recipe(files, overrides, [partial(planning_problems, world_size=world_size, unprepared=True)])
     except UserError as error:
         recipe = error
     timeout = (
@@ -67,11 +66,6 @@ def pretrain(files: Sequence[Path], overrides: Sequence[str]) -> int:
     finally:
         stop_ranks()
     return 0
-
-
-def _plannable(recipe: Recipe, world_size: int) -> Sequence[Problem]:
-    # before the corpus is prepared an epoch has no length: any will do to check the batches
-    return plan_problems(recipe, world_size, known_positions(recipe) or recipe.data.max_seq_len)
 
 
 def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None:

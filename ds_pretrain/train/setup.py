@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import Plan, build_plan
 from ds_pretrain.data.positions import epoch_positions
-from ds_pretrain.engine.build import Engine, build_engine, try_shapes
+from ds_pretrain.engine.build import Engine, build_engine, check_accepted, try_shapes
 from ds_pretrain.engine.checkpoint import load_checkpoint, newest_whole, read_state
-from ds_pretrain.engine.checkpoint_files import clear_leftovers, list_checkpoints
+from ds_pretrain.engine.checkpoint_files import clear_leftovers, list_checkpoints, set_aside
 from ds_pretrain.engine.deepspeed_json import Precision, effective_zero_stage, extra_problems, stage_json
 from ds_pretrain.engine.plan_files import plan_document, write_plan_files
 from ds_pretrain.engine.ranks import Ranks, broadcast_object, device_precision, seed_rank
@@ -82,6 +82,7 @@ def prepare_run(recipe: Recipe, ranks: Ranks) -> Setup:
     problems = extra_problems(recipe, plan.stages[0], precision)
     if problems:
         raise RecipeError(problems)
+    check_accepted(stage_json(recipe, plan.stages[0], precision))
     config = model_config(recipe.model, corpus.vocabulary, recipe.data.max_seq_len)
     folder = run_folder(recipe)
     checkpoint, warnings = _find_checkpoint(recipe, folder, ranks)
@@ -97,7 +98,7 @@ def prepare_run(recipe: Recipe, ranks: Ranks) -> Setup:
 
 
 def open_folder(setup: Setup, ranks: Ranks) -> None:
-    """Rank 0 writes recipe and plan, and cuts the logs after the step that the run continues from.
+    """Rank 0 writes recipe and plan, and cuts checkpoints and logs after the step that the run continues from.
 
     Args:
         setup: the prepared run.
@@ -106,6 +107,9 @@ def open_folder(setup: Setup, ranks: Ranks) -> None:
 
     def write() -> None:
         clear_leftovers(setup.folder / CHECKPOINTS)
+        for step, folder in list_checkpoints(setup.folder / CHECKPOINTS):
+            if step > setup.position.step:  # newer than the newest whole one: damaged
+                set_aside(folder)
         write_config(setup.folder, setup.recipe)
         write_plan_files(plan_document(setup.plan, setup.recipe, setup.precision), setup.folder)
         for name in (METRICS_FILE, EVENTS_FILE):

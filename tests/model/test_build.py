@@ -170,8 +170,7 @@ def test_a_pretrained_models_config_may_be_changed(pretrained: Path) -> None:
     assert {part.p for name, part in built.named_modules() if name.endswith("resid_dropout")} == {0.25}
     wrong = Model(pretrained=str(pretrained), config={"resid_drop": 0.25})
     assert refusal(wrong) == [
-        "model.config.resid_drop: unknown key for gpt2; allowed: the fields of GPT2Config; "
-        "did you mean 'resid_pdrop'?"
+        "model.config.resid_drop: unknown key for gpt2; allowed: the fields of GPT2Config; did you mean 'resid_pdrop'?"
     ]
 
 

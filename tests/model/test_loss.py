@@ -51,7 +51,10 @@ def test_targets_are_taken_as_given(batch: tuple[Tensor, Tensor]) -> None:
     model = tiny_model("llama")
     logits = model(input_ids=ids).logits.double().log_softmax(-1)
     expected = -sum(
-        logits[row, column, targets[row, column]] for row in range(2) for column in range(16) if targets[row, column] >= 0
+        logits[row, column, targets[row, column]]
+        for row in range(2)
+        for column in range(16)
+        if targets[row, column] >= 0
     )
     assert CausalLmLoss(model, WHOLE)(*batch).item() == pytest.approx(expected.item(), rel=1e-6)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from launches import Many
 from records import metrics, steps
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from wandb_files import records, rows
 
 from ds_pretrain.config import load_recipe
 from ds_pretrain.curriculum import build_plan
@@ -17,6 +19,7 @@ from ds_pretrain.data.loader import step_batch
 from ds_pretrain.data.prepare import open_corpus
 from ds_pretrain.data.stream import TokenStream
 from ds_pretrain.engine.consolidate import whole_weights
+from ds_pretrain.observe.wandb_tracker import step_row, validation_row
 from ds_pretrain.schedules import LearningRateSchedule
 from ds_pretrain.train.export import export_run
 
@@ -31,7 +34,8 @@ def runs(train_many: Many, tmp_path_factory: pytest.TempPathFactory) -> Path:
         [output, f"run.name=zero{zero}-{precision}", f"deepspeed.zero_stage={zero}", f"precision={precision}"]
         for zero, precision in CASES
     ]
-    train_many(2, [*variants, [output, "run.name=zero0", "deepspeed.zero_stage=0"]])
+    wandb = [output, "run.name=wandb", "tracking.wandb.mode=offline", "tracking.wandb.project=tests"]
+    train_many(2, [*variants, [output, "run.name=zero0", "deepspeed.zero_stage=0"], wandb])
     train_many(1, [[output, "run.name=one-rank"]])
     return folder
 
@@ -129,3 +133,13 @@ def test_the_first_batch_is_the_loaders(runs: Path, base: Path, corpus: Path) ->
     rows = torch.cat([micro.input_ids for micro in whole.micro_batches])
     dealt = [half.micro_batches[m].input_ids for m in range(len(halves[0].micro_batches)) for half in halves]
     assert torch.equal(rows, torch.cat(dealt))
+
+
+def test_wandb_holds_every_line_of_the_metrics(runs: Path) -> None:
+    # one rank of two: a single session
+    (path,) = (runs / "wandb/wandb").glob("offline-run-*/*.wandb")
+    lines = [json.loads(line) for line in (runs / "wandb/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 12 + 6
+    assert rows(list(records(path))) == [
+        validation_row(line) if "val_loss" in line else step_row(line) for line in lines
+    ]
