@@ -54,7 +54,7 @@ def base(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_many(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Many:
     """Trains several variants of ``base`` in one launch."""
 
-    def train(num_ranks: int, variants: Sequence[Sequence[str]], allow_fp16: bool = False) -> Any:
+    def train(num_ranks: int, variants: Sequence[Sequence[str]], allow_fp16: bool = False, expected: int = 0) -> Any:
         jobs = tmp_path_factory.mktemp("jobs") / "jobs.json"
         runs = [[[str(base)], list(overrides)] for overrides in variants]
         jobs.write_text(json.dumps({"runs": runs, "allow_fp16": allow_fp16}), encoding="utf-8")
@@ -62,7 +62,7 @@ def train_many(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Many:
         result = subprocess.run(
             command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False
         )
-        assert result.returncode == 0, result.stdout + result.stderr
+        assert result.returncode == expected, result.stdout + result.stderr
         return result
 
     return train

@@ -34,7 +34,14 @@ def runs(train_many: Many, tmp_path_factory: pytest.TempPathFactory) -> Path:
             with (output / f"zero{zero}/metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write('{"step": 13, "tok')
             broken.append([*variant, f"run.output_dir={output}", "checkpoint.resume=must"])
-    train_many(2, broken)
+    # the newest checkpoint damaged on disk
+    shutil.copytree(folder / "stop9", folder / "damaged")
+    (damaged,) = (folder / "damaged/zero1/checkpoints/step_00000009/engine").glob("zero_pp_rank_1_*")
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    result = train_many(2, [*broken, [*variants[0], f"run.output_dir={folder / 'damaged'}"]])
+    (folder / "output.txt").write_text(result.stdout, encoding="utf-8")
     return folder
 
 
@@ -55,6 +62,14 @@ def test_final_weights_are_identical(runs: Path, zero: int) -> None:
         found = whole_weights(runs / f"stop{stop}/zero{zero}/checkpoints/step_00000012")
         assert expected.keys() == found.keys()
         assert all(bool((expected[name] == found[name]).all()) for name in expected)
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(runs: Path) -> None:
+    assert metrics(runs / "damaged/zero1") == metrics(runs / "unbroken/zero1")
+    output = (runs / "output.txt").read_text(encoding="utf-8")
+    assert "step_00000009 is damaged and passed over" in output
+    assert "optim_states.pt does not match its checksum" in output
+    assert '"event": "resume", "step": 8' in (runs / "damaged/zero1/events.jsonl").read_text(encoding="utf-8")
 
 
 def test_events_tell_of_the_resume(runs: Path) -> None:

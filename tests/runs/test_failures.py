@@ -1,0 +1,48 @@
+"""Runs that fail, or are refused, end with one message and the right exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from launches import LAUNCH_SECONDS, ROOT, Many, deepspeed_command
+from records import steps
+
+
+def launch(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = deepspeed_command(ranks, ROOT / "launch/pretrain.py", *arguments)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)
+
+
+def test_a_run_that_diverges_ends_with_a_message(base: Path, tmp_path: Path) -> None:
+    overrides = ["optimizer.lr=1e30", "safety.max_consecutive_bad_steps=3", f"run.output_dir={tmp_path}"]
+    result = launch(2, "--config", str(base), *overrides)
+    assert result.returncode == 1
+    assert result.stderr.count("steps in a row up to step") == 1
+    assert "Lower optimizer.lr" in result.stderr
+    assert "Traceback" not in result.stderr
+    lines = steps(tmp_path / "run")
+    bad = [line["step"] for line in lines if line["loss"] is None or line["skipped"]]
+    # the limit and one more, in a row, and nothing after
+    assert bad == list(range(bad[0], bad[0] + 4))
+    assert lines[-1]["step"] == bad[-1]
+    events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [event["step"] for event in events if event["event"] == "bad_step"] == bad
+
+
+def test_a_loss_scale_at_its_minimum_is_no_bare_exception(train_many: Many, base: Path, tmp_path: Path) -> None:
+    scaler = ["deepspeed.fp16.initial_scale_power=24", "deepspeed.fp16.min_loss_scale=16777216"]
+    overrides = ["precision=fp16", "safety.max_consecutive_bad_steps=2", *scaler, f"run.output_dir={tmp_path}"]
+    result = train_many(1, [overrides], allow_fp16=True, expected=1)
+    assert "TrainingError: 3 steps in a row up to step" in result.stderr
+    assert all(line["skipped"] and line["loss_scale"] == 2.0**24 for line in steps(tmp_path / "run"))
+
+
+def test_resume_must_and_never_are_kept(train_many: Many, tmp_path: Path) -> None:
+    output = f"run.output_dir={tmp_path}"
+    refused = train_many(1, [[output, "checkpoint.resume=must"]], expected=1)
+    assert "checkpoint.resume: found must, but there is no checkpoint in" in refused.stderr
+    assert not (tmp_path / "run").exists()
+    refused = train_many(1, [[output], [output, "checkpoint.resume=never"]], expected=1)
+    assert "checkpoint.resume: found never, but" in refused.stderr
