@@ -21,6 +21,7 @@ from ds_pretrain.engine.deepspeed_json import Precision, extra_problems, zero_st
 from ds_pretrain.engine.plan_files import plan_document, write_plan_files
 from ds_pretrain.errors import Problem, UserError
 from ds_pretrain.observe.logs import quiet_imports
+from ds_pretrain.observe.plan_plot import plot_plan
 from ds_pretrain.observe.plan_table import plan_table
 from ds_pretrain.schedules import LearningRateSchedule
 
@@ -40,6 +41,7 @@ def plan(
     precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32, where the recipe says auto.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for plan.json and DeepSpeed's JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print plan.json instead of the table.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="File for a picture: .png, .svg or .pdf.")] = None,
     lr_csv: Annotated[Path | None, typer.Option(help="File for the learning rate of every step.")] = None,
 ) -> None:
     """Show every stage of a recipe before anything is started."""
@@ -50,6 +52,8 @@ def plan(
     try:
         if out is not None:
             write_plan_files(document, out)
+        if plot is not None:
+            plot_plan(resolved, LearningRateSchedule(resolved, recipe.schedule), recipe.run.name, plot)
         if lr_csv is not None:
             _write_lr_csv(recipe, resolved, lr_csv)
     except OSError as error:

@@ -8,13 +8,9 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import psutil
+from ds_pretrain.supervise import is_deepspeed_rank, run_supervised
 
-from ds_pretrain.supervise import run_supervised
-
-# what the ranks run; the launcher's own processes name it too, but as an argument behind their own module
-RANK_MODULE = "ds_pretrain.train.command"
-_OTHER_MODULES = ("deepspeed.launcher.runner", "deepspeed.launcher.launch")
+_RANK_MODULE = "ds_pretrain.train.command"
 
 
 def launch_run(files: Sequence[Path], overrides: Sequence[str], flags: Sequence[str], grace_seconds: float) -> int:
@@ -32,20 +28,13 @@ def launch_run(files: Sequence[Path], overrides: Sequence[str], flags: Sequence[
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--quiet"),
         *flags,
-        *("--module", RANK_MODULE),
+        *("--module", _RANK_MODULE),
         *(part for file in files for part in ("--config", str(file))),
         *overrides,
     ]
-    return run_supervised(command, grace_seconds=grace_seconds, is_rank=is_rank, announce=partial(print, flush=True))
-
-
-def is_rank(process: psutil.Process) -> bool:
-    """Whether a process trains, rather than starting those that do."""
-    try:
-        words = process.cmdline()
-    except psutil.Error:  # gone in between
-        return False
-    return RANK_MODULE in words and not any(module in words for module in _OTHER_MODULES)
+    return run_supervised(
+        command, grace_seconds=grace_seconds, is_rank=is_deepspeed_rank, announce=partial(print, flush=True)
+    )
 
 
 def world_size(flags: Sequence[str]) -> int:

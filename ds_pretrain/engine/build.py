@@ -53,7 +53,7 @@ def build_engine(
     names = [group.get("name") for group in engine.basic_optimizer.param_groups]
     assert names == [group["name"] for group in groups], f"DeepSpeed changed the parameter groups: {names}"
     scaler = getattr(engine.optimizer, "loss_scaler", None)
-    if getattr(scaler, "dynamic", False):
+    if scaler is not None and scaler.dynamic:
         # at its minimum it would raise a bare Exception; a skip there is a bad step, which the guards count
         scaler.raise_error_at_min_scale = False
     return engine

@@ -25,6 +25,13 @@ _FORBIDDEN_EXTRA = {
     "tensor_parallel": "tensor parallelism is not built yet",
 }
 
+# what DeepSpeed 0.19.8 does at ZeRO stage 0: the scaled gradient is divided by the loss scale twice; bf16 weights
+# are either updated without fp32 copies or refused
+_WRONG_AT_STAGE_0: Mapping[Precision, str] = {
+    "fp16": "mis-scales fp16 gradients at stage 0",
+    "bf16": "cannot sum bf16 gradients in fp32 at stage 0",
+}
+
 
 def stage_json(recipe: Recipe, stage: StagePlan, precision: Precision) -> dict[str, Any]:
     """DeepSpeed's configuration for one stage.
@@ -56,15 +63,15 @@ def extra_problems(recipe: Recipe, stage: StagePlan, precision: Precision) -> Se
 
 
 def effective_zero_stage(recipe: Recipe, precision: Precision) -> int:
-    """ZeRO stage of a run: fp16 at stage 0 divides its gradients by the loss scale twice (DeepSpeed 0.19.8)."""
-    return max(recipe.deepspeed.zero_stage, 1 if precision == "fp16" else 0)
+    """ZeRO stage of a run: at least 1 in the half precisions, which DeepSpeed gets wrong at stage 0."""
+    return max(recipe.deepspeed.zero_stage, 1 if precision in _WRONG_AT_STAGE_0 else 0)
 
 
 def zero_stage_warnings(recipe: Recipe, precision: Precision) -> Sequence[str]:
     """Says where the ZeRO stage is not the one asked for."""
     if effective_zero_stage(recipe, precision) == recipe.deepspeed.zero_stage:
         return ()
-    return ("deepspeed.zero_stage 0 is raised to 1: DeepSpeed 0.19.8 mis-scales fp16 gradients at stage 0",)
+    return (f"deepspeed.zero_stage 0 is raised to 1: DeepSpeed 0.19.8 {_WRONG_AT_STAGE_0[precision]}",)
 
 
 def _generated(recipe: Recipe, stage: StagePlan, precision: Precision) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def document_of(subject: Recipe, precision: Precision = "fp32") -> dict[str, Any
 def test_deepspeed_accepts_every_combination(precision: Precision, settings: dict[str, Any], optimizer: str) -> None:
     subject = recipe(precision=precision, deepspeed=settings, optimizer={"type": optimizer})
     config = accepted(document_of(subject, precision))
-    assert config.zero_config.stage == max(settings["zero_stage"], precision == "fp16")
+    assert config.zero_config.stage == max(settings["zero_stage"], precision != "fp32")
     assert (config.bfloat16_config.enabled, config.float16_config.enabled) == (precision == "bf16", precision == "fp16")
     assert config.grad_accum_dtype == ("fp32" if precision == "bf16" else None)
     for key in ("offload_optimizer", "offload_param"):
@@ -134,23 +134,27 @@ def test_every_loss_scaling_setting_passes_through() -> None:
     assert accepted(document_of(fixed, "fp16")).float16_config.loss_scale == 128
 
 
-def test_fp16_raises_zero_stage_0_and_says_so() -> None:
+@pytest.mark.parametrize(
+    ("precision", "reason"),
+    [
+        ("fp16", "mis-scales fp16 gradients at stage 0"),
+        ("bf16", "cannot sum bf16 gradients in fp32 at stage 0"),
+    ],
+)
+def test_half_precisions_raise_zero_stage_0_and_say_so(precision: Precision, reason: str) -> None:
     plain = recipe(deepspeed={"zero_stage": 0})
-    assert effective_zero_stage(plain, "fp16") == 1
-    assert document_of(plain, "fp16")["zero_optimization"] == {"stage": 1}
-    assert zero_stage_warnings(plain, "fp16") == (
-        "deepspeed.zero_stage 0 is raised to 1: DeepSpeed 0.19.8 mis-scales fp16 gradients at stage 0",
+    assert effective_zero_stage(plain, precision) == 1
+    assert document_of(plain, precision)["zero_optimization"] == {"stage": 1}
+    assert zero_stage_warnings(plain, precision) == (
+        f"deepspeed.zero_stage 0 is raised to 1: DeepSpeed 0.19.8 {reason}",
     )
-    for precision in ("bf16", "fp32"):
-        assert effective_zero_stage(plain, precision) == 0
-        assert zero_stage_warnings(plain, precision) == ()
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
-def test_fp16_leaves_other_zero_stages_alone(zero_stage: int) -> None:
+@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), *product((1, 2, 3), PRECISIONS)])
+def test_other_zero_stages_are_left_alone(zero_stage: int, precision: Precision) -> None:
     subject = recipe(deepspeed={"zero_stage": zero_stage})
-    assert effective_zero_stage(subject, "fp16") == zero_stage
-    assert zero_stage_warnings(subject, "fp16") == ()
+    assert effective_zero_stage(subject, precision) == zero_stage
+    assert zero_stage_warnings(subject, precision) == ()
 
 
 @pytest.mark.usefixtures("ranks")
