@@ -12,12 +12,12 @@ from itertools import cycle
 from pathlib import Path
 
 import deepspeed
-from small_run import ROOT
+import torch
 
 from ds_pretrain.config import load_recipe
 from ds_pretrain.curriculum import build_plan
 from ds_pretrain.data.loader import step_batch
-from ds_pretrain.data.prepare import open_corpus
+from ds_pretrain.data.manifest import open_corpus
 from ds_pretrain.data.stream import TokenStream
 from ds_pretrain.engine.deepspeed_json import stage_json
 from ds_pretrain.engine.ranks import device_precision, seed_rank, start_ranks
@@ -37,7 +37,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=Path, required=True)
     parser.add_argument("--local_rank", type=int, default=0)
     arguments = parser.parse_args()
-    assert ROOT.is_dir()
 
     recipe = load_recipe(arguments.recipe)
     ranks = start_ranks(recipe.deepspeed.communication_timeout_seconds)
@@ -65,12 +64,12 @@ def main() -> None:
     with arguments.seconds.open("w", buffering=1, encoding="utf-8") as seconds:
         for micro_batches in cycle(ready):
             began = time.monotonic()
-            total = 0.0
+            total = torch.zeros((), device=engine.device)
             for input_ids, targets in micro_batches:
                 loss = engine(input_ids, targets) / input_ids.numel()
                 engine.backward(loss)
                 engine.step()
-                total = total + loss.detach()
+                total += loss.detach()
             total.item()
             if ranks.is_main:
                 seconds.write(f"{time.monotonic() - began}\n")

@@ -62,6 +62,11 @@ class Side:
         self.turns.append(statistics.median(whole))
 
 
+def read_seconds(path: Path) -> list[float]:
+    """What the bare loop has written so far."""
+    return [float(line) for line in path.read_text(encoding="utf-8").split()] if path.exists() else []
+
+
 def warm_up(sides: list[Side]) -> None:
     """Waits until each has done its first steps, and pauses it."""
     latest = deadline()
@@ -91,7 +96,7 @@ def measure(ranks: int, seq_len: int, batch_size: int, micro_tokens: int, turns:
             Launch(ranks, ROOT / "benchmarks/bare_loop.py", bare_loop, folder / "bare.log") as second,
         ):
             ours = Side(first, lambda: [line["step_seconds"] for line in step_lines(metrics)])
-            bare = Side(second, lambda: [float(line) for line in seconds.read_text().split()] if seconds.exists() else [])
+            bare = Side(second, lambda: read_seconds(seconds))
             warm_up([ours, bare])
             for turn in range(turns):
                 for side in (ours, bare) if turn % 2 == 0 else (bare, ours):
@@ -103,7 +108,8 @@ def measure(ranks: int, seq_len: int, batch_size: int, micro_tokens: int, turns:
     wall = (ours.counted / ours.wall) / (bare.counted / bare.wall)
     print(
         f"{ranks:5d}{tokens / medians[0]:12,.0f}{tokens / medians[1]:12,.0f}{medians[1] / medians[0]:8.3f}"
-        f"{statistics.median(pairs):10.3f} ({low:.3f} to {high:.3f}){wall:8.3f}{len(ours.steps):8d}{len(bare.steps):6d}",
+        f"{statistics.median(pairs):10.3f} ({low:.3f} to {high:.3f}){wall:8.3f}"
+        f"{len(ours.steps):8d}{len(bare.steps):6d}",
         flush=True,
     )
 

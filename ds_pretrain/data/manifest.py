@@ -170,6 +170,19 @@ def verify(corpus: TokenFile, manifest: Manifest, *, checksum: bool = False) -> 
         )
 
 
+def open_corpus(prefix: Path) -> tuple[TokenFile, Manifest | None]:
+    """Open a corpus, and its manifest where it has one (corpora of Megatron's own tools have none).
+
+    Raises:
+        DataError: the files are missing or damaged, or differ from the manifest.
+    """
+    corpus = TokenFile.open(prefix)
+    manifest = read_manifest(prefix)
+    if manifest is not None:
+        verify(corpus, manifest)
+    return corpus, manifest
+
+
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_pretrain.config import Recipe, Source
-from ds_pretrain.data.manifest import Manifest
-from ds_pretrain.data.prepare import CachedCorpus, Progress, open_corpus, prepare_cached
+from ds_pretrain.data.cache import CachedCorpus, prepare_cached
+from ds_pretrain.data.manifest import Manifest, open_corpus
+from ds_pretrain.data.prepare import Progress
 from ds_pretrain.data.tokenizer import load_tokenizer
 from ds_pretrain.errors import DataError
 from ds_pretrain.model.build import Vocabulary
@@ -22,12 +23,14 @@ class Corpus:
         validation: name and prefix of every validation token file.
         tokenizer: the tokenizer's folder or name; None for a corpus that names none.
         vocabulary: size and special ids.
+        fingerprint: what changes when the training tokens do: their checksum, or their number without a manifest.
     """
 
     train: Path
     validation: tuple[tuple[str, Path], ...]
     tokenizer: str | None
     vocabulary: Vocabulary
+    fingerprint: str
 
 
 def resolve_corpus(recipe: Recipe, progress: Progress | None = None) -> Corpus:
@@ -48,12 +51,13 @@ def resolve_corpus(recipe: Recipe, progress: Progress | None = None) -> Corpus:
     validation = [(_name(source), Path(str(source.path))) for source in recipe.data.validation]
     if prepared is not None and prepared.validation is not None:
         validation.append(("validation", prepared.validation))
-    _, manifest = open_corpus(train)
+    tokens, manifest = open_corpus(train)
     tokenizer = _tokenizer_name(recipe, prepared, manifest, train)
     vocabulary = _vocabulary(tokenizer, manifest, train)
     for _, prefix in validation:
         _check_same_vocabulary(open_corpus(prefix)[1], vocabulary, prefix)
-    return Corpus(train, tuple(validation), tokenizer, vocabulary)
+    fingerprint = manifest.bin_sha256 if manifest is not None else f"{tokens.num_tokens} tokens"
+    return Corpus(train, tuple(validation), tokenizer, vocabulary, fingerprint)
 
 
 def _prepare(recipe: Recipe, progress: Progress | None) -> CachedCorpus | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ds_pretrain.config import Recipe
-from ds_pretrain.data.prepare import open_corpus
+from ds_pretrain.data.manifest import open_corpus
 from ds_pretrain.engine.build import Engine
 from ds_pretrain.engine.evaluate import mean_loss
 from ds_pretrain.engine.ranks import Ranks

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ds_pretrain.config import Recipe, load_recipe
 from ds_pretrain.data.loader import StepLoader
+from ds_pretrain.data.manifest import open_corpus
 from ds_pretrain.data.positions import planning_problems
-from ds_pretrain.data.prepare import open_corpus
 from ds_pretrain.data.stream import TokenStream
 from ds_pretrain.engine.deepspeed_json import zero_stage_warnings
 from ds_pretrain.engine.ranks import Ranks, barrier, device_description, start_ranks, stop_ranks
@@ -113,6 +113,7 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
         tracker=tracker,
         progress=progress,
         evaluator=Evaluator(setup.corpus.validation, recipe, ranks) if setup.corpus.validation else None,
+        corpus=setup.corpus.fingerprint,
         positions_per_epoch=setup.positions,
         peak_flops=None if peak is None else peak * ranks.world_size,
         flops_per_token={stage.seq_len: flops(stage.seq_len) for stage in setup.plan.stages},

@@ -51,17 +51,18 @@ def changed_keys(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
     ]
 
 
-def check_continuation(folder: Path, recipe: Recipe, saved_world_size: int, world_size: int) -> None:
+def check_continuation(folder: Path, recipe: Recipe, state: Mapping[str, Any], world_size: int, corpus: str) -> None:
     """Refuses to continue a run with what would make it another run.
 
     Args:
         folder: the run's folder, with its ``config.yaml``.
         recipe: the recipe at hand.
-        saved_world_size: ranks that wrote the checkpoint.
+        state: the run's own state in its checkpoint.
         world_size: ranks now.
+        corpus: fingerprint of the training tokens now.
 
     Raises:
-        CheckpointError: the changed keys with both values, or the numbers of ranks, and the ways out.
+        CheckpointError: what is different, with both values, and the ways out.
     """
     saved = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     changes = changed_keys(saved, recipe)
@@ -72,6 +73,13 @@ def check_continuation(folder: Path, recipe: Recipe, saved_world_size: int, worl
             + "start a new run with run.name=…, or take the changes back; "
             + f"what may change on resume: {', '.join(key.rstrip('.') for key in CHANGEABLE)}"
         )
+    if state["corpus"] != corpus:
+        raise CheckpointError(
+            f"{folder} was trained on other tokens than {recipe.data.train[0].text or recipe.data.train[0].path} now "
+            f"holds ({state['corpus']} then, {corpus} now); bring the old text or token files back, or start a new run "
+            "with run.name=…"
+        )
+    saved_world_size = state["world_size"]
     if saved_world_size != world_size:
         raise CheckpointError(
             f"{folder} was saved by {saved_world_size} ranks and is to be continued by {world_size}; continuing on "

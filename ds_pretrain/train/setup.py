@@ -90,7 +90,7 @@ def prepare_run(recipe: Recipe, ranks: Ranks) -> Setup:
     position = Position()
     if checkpoint is not None:
         state = read_state(checkpoint)
-        check_continuation(folder, recipe, state["world_size"], ranks.world_size)
+        check_continuation(folder, recipe, state, ranks.world_size, corpus.fingerprint)
         position = position_from(state)
     return Setup(
         recipe, plan, precision, corpus, config, positions, folder, checkpoint, position,

@@ -51,6 +51,7 @@ class Job:
         tracker: where records go; called on rank 0 alone.
         progress: what the terminal shows; None on other ranks.
         evaluator: None where there is no validation corpus.
+        corpus: fingerprint of the training tokens.
         positions_per_epoch: length of an epoch of the training corpus.
         peak_flops: peak FLOP/s of all ranks; None where not known.
         flops_per_token: model FLOPs of a token, by sequence length.
@@ -64,6 +65,7 @@ class Job:
     tracker: Tracker
     progress: ProgressReporter | None
     evaluator: Evaluator | None
+    corpus: str
     positions_per_epoch: int
     peak_flops: float | None
     flops_per_token: dict[int, float]
@@ -207,6 +209,7 @@ class Trainer:
             "cursor": stage.cursor_before(self.step),
             "stage": stage.index,
             "world_size": self.job.ranks.world_size,
+            "corpus": self.job.corpus,
             "guard": asdict(self.guard),
         }
         folder = save_checkpoint(self.engine, self.job.folder / CHECKPOINTS, state, self.job.ranks)

@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ds_pretrain.data.cache import CachedCorpus, prepare_cached
 from ds_pretrain.data.indexed import TokenFile, bin_path, idx_path
-from ds_pretrain.data.manifest import manifest_path
-from ds_pretrain.data.prepare import CachedCorpus, PrepareProgress, open_corpus, prepare, prepare_cached
+from ds_pretrain.data.manifest import manifest_path, open_corpus
+from ds_pretrain.data.prepare import PrepareProgress, prepare
 from ds_pretrain.data.sources import SkipCounts
 from ds_pretrain.data.tokenizer import load_tokenizer, train_tokenizer
 from ds_pretrain.errors import DataError, UserError

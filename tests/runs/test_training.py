@@ -16,7 +16,7 @@ from wandb_files import records, rows
 from ds_pretrain.config import load_recipe
 from ds_pretrain.curriculum import build_plan
 from ds_pretrain.data.loader import step_batch
-from ds_pretrain.data.prepare import open_corpus
+from ds_pretrain.data.manifest import open_corpus
 from ds_pretrain.data.stream import TokenStream
 from ds_pretrain.engine.consolidate import whole_weights
 from ds_pretrain.observe.wandb_tracker import step_row, validation_row
