@@ -26,6 +26,8 @@ def _command(arguments: RecipeArguments = [], config: ConfigOption = [], local_r
 
 def main() -> None:
     """Entry point on every rank."""
+    # OpenMP's threads spin while they wait, which on a machine that others use too costs several times the step
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     quiet_imports()
     typer.run(_command)
 
