@@ -116,7 +116,7 @@ def measure(module: CausalLmLoss, layouts: Sequence[tuple[str, Callable[[], Rows
 def main() -> None:
     """Measures at both sets of weights and prints a table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--batches", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=24)
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
     os.chdir(ROOT)

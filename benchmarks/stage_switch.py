@@ -71,7 +71,7 @@ def main() -> None:
                 f"{ranks:5d}{sizes['seq_len']:6d} x {sizes['batch_size']}{1e3 * step:16.1f}"
                 f"{1e3 * middle:12.1f} ({1e3 * low:.1f} to {1e3 * high:.1f}){middle / step:20.3f}"
             )
-            first = by_stage[shape][0]["step_seconds"] - statistics.median(stages[0][1:])
+            first = sizes["step_seconds"] - step
             print(f"{'':11}the first time at this shape: {1e3 * first:.1f} ms more")
         print(f"{'':11}outside the steps: {1e3 * seconds_outside_steps(by_stage, events):.2f} ms a step", flush=True)
 

@@ -202,7 +202,9 @@ def _run_length(recipe: Recipe, corpus_positions: int | None) -> tuple[Clock, Fr
         return "step", Fraction(curriculum.total_steps)
     if curriculum.total_tokens is not None:
         return "tokens", Fraction(curriculum.total_tokens)
-    assert curriculum.total_epochs is not None
+    if curriculum.total_epochs is None:
+        # the recipe's own check says so; what else is wrong is looked for all the same
+        return "step", Fraction(1)
     assert corpus_positions is not None
     return "positions", exact(curriculum.total_epochs) * corpus_positions
 

@@ -1,0 +1,278 @@
+"""The ``ds-pretrain`` command: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from config.test_parse import BAD, recipe_data
+from launches import LAUNCH_SECONDS, ROOT, deepspeed_command
+
+from ds_pretrain.cli import main
+
+SHIPPED = sorted((ROOT / "ds_configs").glob("*.yaml"))
+
+
+class Answer(NamedTuple):
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs the command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def command(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["ds-pretrain", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        code = left.value.code
+        assert code is None or isinstance(code, int)
+        return Answer(code or 0, *capsys.readouterr())
+
+    return command
+
+
+@pytest.fixture
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a sound recipe under changes such as ``optimizer.lr=1``, in a folder of its own."""
+
+    def write(*changes: str, name: str = "recipe.yaml") -> Path:
+        path = tmp_path_factory.mktemp("recipes") / name
+        path.write_text(yaml.safe_dump(recipe_data(*changes)), encoding="utf-8")
+        return path
+
+    return write
+
+
+RecipeFile = Callable[..., Path]
+FOUR_STEPS = [
+    "curriculum={total_steps: 4, batch_size: 4}",
+    "data.max_seq_len=16",
+    "optimizer.lr=0.01",
+    "schedule={type: linear, min_lr_ratio: 0, warmup: {steps: 2}}",
+]
+
+
+def test_there_are_at_least_twenty_bad_recipes() -> None:
+    assert len(BAD) >= 20
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[change for change, _ in BAD])
+def test_a_bad_recipe_is_one_message_and_exit_code_2(
+    run: Run, recipe_file: RecipeFile, change: str, message: str
+) -> None:
+    path = recipe_file(change)
+    assert run("plan", path) == Answer(2, "", f"ds-pretrain: {path}: 1 problem\n  {message}\n")
+
+
+# sound as recipes, but not to be planned as asked
+UNPLANNABLE = [
+    (
+        ["curriculum.batch_size=9", "--world-size", "2"],
+        "curriculum.batch_size: found 9, which 2 ranks cannot share equally; allowed: a multiple of 2, "
+        "e.g. 8 or 10, or a number of ranks that divides 9",
+    ),
+    (
+        ["curriculum.batch_size=8", "train.micro_batch_size=3"],
+        "curriculum.batch_size: found 8, which is no whole number of 1 rank x micro_batch_size 3; allowed: a multiple "
+        "of 3, e.g. 6 or 9, or one of the micro batch sizes 1, 2, 4, 8, or micro_batch_size auto",
+    ),
+    (
+        ["curriculum.total_epochs=2"],
+        "curriculum.total_epochs: found 2, but the corpus does not exist yet, so the length of an epoch is not known; "
+        "prepare the corpus first, or give total_tokens or total_steps",
+    ),
+    (
+        ["deepspeed.extra={train_batch_size: 3}", "curriculum.batch_size=8"],
+        "deepspeed.extra.train_batch_size: found 3, but recipe and plan say 8; remove it, "
+        "or change the recipe's own key for it",
+    ),
+    (
+        ["deepspeed.extra={amp: {}}"],
+        "deepspeed.extra.amp: is not allowed: precision takes its place; remove it",
+    ),
+    (["optimizer.lr"], "there is no such file"),
+    (["=3"], "found override '=3'; allowed: key.path=value, e.g. optimizer.lr=1e-3"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), UNPLANNABLE, ids=[arguments[0] for arguments, _ in UNPLANNABLE])
+def test_what_cannot_be_planned_is_refused_alike(
+    run: Run, recipe_file: RecipeFile, arguments: list[str], message: str
+) -> None:
+    path = recipe_file()
+    answer = run("plan", path, *arguments)
+    assert (answer.code, answer.out) == (2, "")
+    heading, *problems = answer.err.splitlines()
+    # a second file makes the heading, and the problem, name which
+    second = arguments[0] if message == "there is no such file" else None
+    assert heading == f"ds-pretrain: {path}{f', {second}' if second else ''}: 1 problem"
+    assert problems == [f"  {second}: {message}" if second else f"  {message}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--precision", "bf8"], "ds-pretrain: --precision: found 'bf8'; allowed: bf16, fp16, fp32\n"),
+        (
+            ["--plot", "plan.gif"],
+            "ds-pretrain: --plot: found 'plan.gif'; allowed: a file that ends in .png, .svg, .pdf\n",
+        ),
+        (["--lr-csv", "none/lr.csv"], "ds-pretrain: none/lr.csv: cannot be written (No such file or directory)\n"),
+    ],
+)
+def test_a_bad_option_is_one_message(run: Run, recipe_file: RecipeFile, arguments: list[str], words: str) -> None:
+    assert run("plan", recipe_file(), *arguments) == Answer(2, "", words)
+
+
+@pytest.mark.parametrize("arguments", [["--worldsize", "2"], ["--world-size", "0"], ["--world-size", "two"]])
+def test_a_mistyped_option_is_exit_code_2(run: Run, recipe_file: RecipeFile, arguments: list[str]) -> None:
+    answer = run("plan", recipe_file(), *arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert arguments[0] in answer.err
+
+
+def test_plan_without_a_recipe_says_what_to_name(run: Run) -> None:
+    answer = run("plan")
+    assert (answer.code, answer.out) == (2, "")
+    assert "no recipe given; name a YAML file, e.g. ds_configs/quickstart.yaml" in answer.err
+
+
+def test_no_traceback_from_the_command_itself(recipe_file: RecipeFile) -> None:
+    path = recipe_file("optimizer.lr=0", "run.seed=-1")
+    command = [sys.executable, "-c", "from ds_pretrain.cli import main; main()", "plan", str(path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=path.parent)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.splitlines() == [
+        f"ds-pretrain: {path}: 2 problems",
+        "  run.seed: found -1; allowed: a number of at least 0",
+        "  optimizer.lr: found 0; allowed: a number above 0",
+    ]
+
+
+def test_every_rank_meets_and_one_prints(recipe_file: RecipeFile) -> None:
+    path = recipe_file("curriculum.batch_size=9", "optimizer.lr=0")
+    command = deepspeed_command(2, ROOT / "launch/pretrain.py", "--config", str(path))
+    found = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=path.parent, timeout=LAUNCH_SECONDS
+    )
+    assert found.returncode == 2
+    assert "Traceback" not in found.stderr
+    lines = found.stderr.splitlines()
+    first = lines.index(f"ds_pretrain: {path}: 2 problems")
+    assert lines[first + 1].startswith("  curriculum.batch_size: found 9, which 2 ranks cannot share equally")
+    assert lines[first + 2] == "  optimizer.lr: found 0; allowed: a number above 0"
+    assert found.stderr.count("2 problems") == 1
+    assert sorted(file.name for file in path.parent.iterdir()) == ["recipe.yaml"]
+
+
+def test_the_table_shows_every_stage(run: Run) -> None:
+    answer = run("plan", ROOT / "ds_configs/quickstart.yaml")
+    assert (answer.code, answer.err) == (0, "")
+    rows = [line.split() for line in answer.out.splitlines()]
+    found = [(row[0], row[3], row[4]) for row in rows if row and row[0].isdigit() and len(row) == 12]
+    assert found == [("0", "64", "64"), ("1", "128", "32"), ("2", "256", "16"), ("3", "512", "8")]
+    assert max(len(line) for line in answer.out.splitlines()) <= 80
+
+
+def test_nothing_is_written_unless_asked_for(run: Run, recipe_file: RecipeFile, tmp_path: Path) -> None:
+    path = recipe_file(*FOUR_STEPS)
+    assert run("plan", path).code == 0
+    assert run("plan", path, "--json").code == 0
+    assert list(tmp_path.iterdir()) == []
+    assert [file.name for file in path.parent.iterdir()] == ["recipe.yaml"]
+
+
+def test_json_stands_alone_and_warnings_beside_it(run: Run, recipe_file: RecipeFile) -> None:
+    path = recipe_file(*FOUR_STEPS, "curriculum.stages=[{step: 0}, {step: 7}]", "deepspeed.zero_stage=0")
+    answer = run("plan", path, "--json", "--precision", "fp16")
+    assert answer.code == 0
+    document = json.loads(answer.out)
+    warnings = [
+        "curriculum.stages.1 would start at or after the end of the run and is dropped",
+        "deepspeed.zero_stage 0 is raised to 1: DeepSpeed 0.19.8 mis-scales fp16 gradients at stage 0",
+    ]
+    assert answer.err.splitlines() == [f"warning: {warning}" for warning in warnings]
+    assert document["warnings"] == warnings
+    assert (document["precision"], document["assumed"]) == ("fp16", {})
+
+
+def test_what_cannot_be_known_is_stated_as_assumed(run: Run, recipe_file: RecipeFile) -> None:
+    path = recipe_file(*FOUR_STEPS)
+    document = json.loads(run("plan", path, "--json").out)
+    assert document["precision"] == "bf16"
+    assert list(document["assumed"]) == ["precision"]
+    assert "bf16 (assumed)" in run("plan", path).out
+    stated = json.loads(run("plan", path, "precision=fp32", "--json").out)
+    assert (stated["precision"], stated["assumed"]) == ("fp32", {})
+
+
+def test_out_writes_what_json_prints(run: Run, recipe_file: RecipeFile, tmp_path: Path) -> None:
+    path = recipe_file(*FOUR_STEPS, "curriculum.stages=[{step: 0, seq_len: 8}, {step: 2}]")
+    answer = run("plan", path, "--json", "--out", "plans", "--world-size", "2")
+    document = json.loads(answer.out)
+    assert document["world_size"] == 2
+    files = sorted(file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file())
+    assert files == ["plans/deepspeed/stage_00.json", "plans/deepspeed/stage_01.json", "plans/plan.json"]
+    assert (tmp_path / "plans/plan.json").read_text(encoding="utf-8") == answer.out
+    for stage, name in zip(document["stages"], files, strict=False):
+        assert json.loads((tmp_path / name).read_text(encoding="utf-8")) == stage["deepspeed_config"]
+
+
+def test_lr_csv_has_a_line_for_every_step(run: Run, recipe_file: RecipeFile, tmp_path: Path) -> None:
+    path = recipe_file(*FOUR_STEPS, "curriculum.stages=[{step: 0, seq_len: 8}, {step: 3, warmup_steps: 0}]")
+    assert run("plan", path, "--lr-csv", "lr.csv").code == 0
+    with (tmp_path / "lr.csv").open(encoding="utf-8", newline="") as file:
+        heading, *rows = csv.reader(file)
+    assert heading == ["step", "tokens", "stage", "lr"]
+    # 4 x 8 tokens a step, then 4 x 16; two steps up to 0.01, then a line from 64 tokens down to 0 at 160
+    assert [row[:3] for row in rows] == [["0", "0", "0"], ["1", "32", "0"], ["2", "64", "0"], ["3", "96", "1"]]
+    assert [float(row[3]) for row in rows] == pytest.approx([0.005, 0.01, 0.01, 0.01 * (1 - 32 / 96)], rel=1e-15)
+
+
+def test_recipes_as_arguments_and_by_option(run: Run, recipe_file: RecipeFile) -> None:
+    first = recipe_file(*FOUR_STEPS)
+    second = recipe_file(name="second.yaml")
+    second.write_text("optimizer: {lr: 0.5}\nrun: {name: second}\n", encoding="utf-8")
+    third = recipe_file(name="third.yaml")
+    third.write_text("run: {name: third}\n", encoding="utf-8")
+    override = "curriculum.total_steps=9"
+    answers = {
+        run("plan", "--json", *arguments)
+        for arguments in (
+            [first, second, third, override],
+            [override, first, second, third],
+            ["--config", first, "--config", second, "--config", third, override],
+            ["--config", first, second, override, third],
+            [second, third, override, "--config", first],
+        )
+    }
+    (answer,) = answers
+    document = json.loads(answer.out)
+    assert (answer.code, document["total_steps"], document["stages"][0]["peak_lr"]) == (0, 9, 0.5)
+    assert run("plan", first, second, third).out.startswith("third: ")
+    assert run("plan", first, third, second).out.startswith("second: ")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_plans(run: Run, path: Path) -> None:
+    answer = run("plan", path, "--json")
+    assert (answer.code, answer.err) == (0, "")
+    document: dict[str, Any] = json.loads(answer.out)
+    assert document["stages"][-1]["end_tokens"] == document["total_tokens"]
