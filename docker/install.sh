@@ -1,11 +1,34 @@
 #!/usr/bin/env bash
-# Installs ds_pretrain into a virtual environment with the tested versions: what the image does, in any fresh folder.
-#   VENV=/opt/venv TORCH_INDEX=https://download.pytorch.org/whl/cpu docker/install.sh
+# Installs ds_pretrain, in the tested versions, into an environment of its own. The image is made by this, and it works
+# in any fresh copy of the repository:
+#
+#   docker/install.sh [torch]       torch: only the environment and torch, which the image keeps as a layer
+#
+# From the environment:
+#   VENV         where the environment goes; .venv in the repository unless given
+#   PYTHON       the interpreter it is made with, 3.10 or newer; python3 unless given
+#   TORCH_INDEX  package index for torch's build; the usual index, which has the build for CUDA, unless given
 set -euo pipefail
-source_dir="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-venv="${VENV:-$source_dir/.venv}"
-"${PYTHON:-python3}" -m venv "$venv"
-torch="$(grep '^torch==' "$source_dir/constraints.txt")"
-"$venv/bin/pip" install --no-cache-dir --quiet ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$torch"
-"$venv/bin/pip" install --no-cache-dir --quiet --constraint "$source_dir/constraints.txt" "$source_dir"
-"$venv/bin/ds-pretrain" --help >/dev/null
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+venv=${VENV:-.venv}
+python=${PYTHON:-python3}
+index=()
+if [[ -n ${TORCH_INDEX:-} ]]; then
+    index=(--index-url "$TORCH_INDEX")
+fi
+
+if ! "$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))'; then
+    echo "install.sh: $python must be Python 3.10 or newer with venv (on Debian and Ubuntu: python3-venv)" >&2
+    exit 2
+fi
+if [[ ! -x $venv/bin/pip ]]; then
+    "$python" -m venv "$venv"
+fi
+
+# first and alone: only torch may come from another index
+"$venv/bin/pip" install --quiet "${index[@]}" "$(grep '^torch==' constraints.txt)"
+if [[ ${1:-} != torch ]]; then
+    "$venv/bin/pip" install --quiet --constraint constraints.txt --editable .
+    "$venv/bin/ds-pretrain" plan ds_configs/quickstart.yaml
+fi

@@ -95,7 +95,13 @@ class _Tree:
         self._is_rank = is_rank
         self._foreign = set(psutil.Process().children())
         # Nothing in the tree reads the terminal, and out of its session nothing could.
-        self.runner = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+        self.runner = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_ignore_usr1,  # noqa: PLW1509  no thread is running yet
+        )
 
     def processes(self) -> list[psutil.Process]:
         """Every process of the tree that is alive, parents before their children."""
@@ -250,6 +256,14 @@ def _adopting_orphans() -> Iterator[None]:
         yield
     finally:
         prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _ignore_usr1() -> None:
+    """Let USR1 pass over a process and those it starts: SLURM sends it to every process of a job step.
+
+    DeepSpeed's runner and launcher would die of it under the ranks, which take it as a request to stop.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _exit_code(code: int) -> int:

@@ -82,6 +82,8 @@ class TokenStream:
         Returns:
             Inputs and targets, each of shape [rows, seq_len]; row r holds the positions from starts[r] on.
         """
+        if not len(starts):
+            return np.empty((0, seq_len), dtype=np.int64), np.empty((0, seq_len), dtype=np.int64)
         slots, offsets = np.divmod(starts, self.max_seq_len)
         crossing = offsets + seq_len > self.max_seq_len
         if not crossing.any():
