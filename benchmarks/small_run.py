@@ -60,6 +60,8 @@ def step_lines(metrics: Path) -> list[dict[str, Any]]:
 class Launch:
     """A script under the ``deepspeed`` launcher that can be paused; a context manager that ends it.
 
+    Threads per rank are the cores over the ranks, or what the environment's OMP_NUM_THREADS says.
+
     Args:
         num_ranks: ranks on this machine.
         script: what every rank runs.

@@ -2,12 +2,12 @@
 
     python benchmarks/throughput.py [--ranks 1 2] [--seq-len 128] [--batch-size 8] [--max-micro-tokens 512]
 
-Both have the same model and loss function, DeepSpeed JSON, shapes, ranks and threads, and both run under the real
-launcher. They are started together and take turns of some steps, the other one paused, so that whatever else the
-machine does falls on both alike. A step that a pause interrupted is not counted. Three ratios are printed, all of
-speeds: of the medians of all steps (``step_seconds`` of metrics.jsonl; the bare loop times each whole step, its loss
-read), the median over turns of that of two neighbouring turns, and the same of wall-clock time a step, which holds
-what a run does between two steps as well.
+Both have the same model and loss function, DeepSpeed JSON, shapes, ranks and threads, both run under the real launcher,
+and both stay alive and take turns of some steps, the other one paused, so that whatever else the machine does falls on
+both alike. A step that a pause interrupted is not counted. Three ratios are printed, all of speeds: of the medians of
+all steps (``step_seconds`` of metrics.jsonl; the bare loop times each whole step, its loss read), the median over turns
+of that of two neighbouring turns, and the same of wall-clock time a step, which holds what a run does between two steps
+as well.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def measure(ranks: int, seq_len: int, batch_size: int, micro_tokens: int, turns:
         ):
             ours = Side(first, folder / "ours/metrics.jsonl", metrics_seconds)
             bare = Side(second, seconds, plain_seconds)
+            bare.launch.pause()
             for side in (ours, bare):
+                side.launch.resume()
                 side.wait_for(WARMUP_STEPS)
                 side.launch.pause()
             for turn in range(turns):

@@ -18,6 +18,7 @@ from deepspeed.accelerator import get_accelerator
 
 from ds_pretrain.config import Recipe
 from ds_pretrain.engine.deepspeed_json import Precision
+from ds_pretrain.engine.operators import clear_leftover_locks, unlink_shared_buffers
 
 T = TypeVar("T")
 
@@ -67,6 +68,7 @@ def start_ranks(timeout_seconds: float) -> Ranks:
     # started without a launcher, a run has one rank
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
+    clear_leftover_locks()
     with redirect_stdout(StringIO()):  # each rank prints that an operator was built
         deepspeed.init_distributed(
             dist_backend=accelerator.communication_backend_name(),
@@ -75,6 +77,8 @@ def start_ranks(timeout_seconds: float) -> Ranks:
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
             auto_mpi_discovery=False,
         )
+    barrier()
+    unlink_shared_buffers(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
     device = torch.device(accelerator.current_device_name())
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
 

@@ -96,6 +96,13 @@ def test_a_config_may_use_either_name_of_a_field() -> None:
         assert model_config(model, VOCABULARY, 16).n_embd == 48
 
 
+@pytest.mark.parametrize("key", ["n_positions", "max_position_embeddings"])
+def test_what_a_config_states_wins_by_either_name(key: str) -> None:
+    model = Model(architecture="gpt2", config={"n_layer": 1, "n_head": 2, "n_embd": 8, key: 64, "vocab_size": 99})
+    config = model_config(model, VOCABULARY, 16)
+    assert (config.n_positions, config.vocab_size) == (64, 99)
+
+
 def test_an_attention_implementation_is_passed_on() -> None:
     section = tiny_section("llama").model_copy(update={"attn_implementation": "eager"})
     assert build_model(section, model_config(section, VOCABULARY, 16)).config._attn_implementation == "eager"
