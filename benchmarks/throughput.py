@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,17 +90,18 @@ def measure(ranks: int, seq_len: int, batch_size: int, micro_tokens: int, turns:
         seconds = folder / "bare.txt"
         pretrain = ["--config", str(QUICKSTART), "--config", str(variant)]
         bare_loop = ["--recipe", str(QUICKSTART), "--recipe", str(variant), "--seconds", str(seconds)]
-        with (
-            Launch(ranks, PRETRAIN, pretrain, folder / "ours.log") as first,
-            Launch(ranks, ROOT / "benchmarks/bare_loop.py", bare_loop, folder / "bare.log") as second,
-        ):
-            ours = Side(first, folder / "ours/metrics.jsonl", metrics_seconds)
-            bare = Side(second, seconds, plain_seconds)
-            bare.launch.pause()
-            for side in (ours, bare):
-                side.launch.resume()
+        with ExitStack() as alive:
+
+            def start(script: Path, arguments: list[str], log: Path, read: Callable[[Path], list[float]]) -> Side:
+                launch = alive.enter_context(Launch(ranks, script, arguments, folder / f"{script.stem}.log"))
+                side = Side(launch, log, read)
+                # one after the other: a process that is paused while it compiles an operator would block the next
                 side.wait_for(WARMUP_STEPS)
-                side.launch.pause()
+                launch.pause()
+                return side
+
+            ours = start(PRETRAIN, pretrain, folder / "ours/metrics.jsonl", metrics_seconds)
+            bare = start(ROOT / "benchmarks/bare_loop.py", bare_loop, seconds, plain_seconds)
             for turn in range(turns):
                 for side in (ours, bare) if turn % 2 == 0 else (bare, ours):
                     side.take_turn(steps)

@@ -26,7 +26,7 @@ from ds_pretrain.observe.wandb_tracker import start_wandb
 from ds_pretrain.train.evaluation import Evaluator
 from ds_pretrain.train.flops import flops_per_token, peak_flops
 from ds_pretrain.train.setup import Setup, open_folder, prepare_run, start_engine
-from ds_pretrain.train.stop import StopRequest
+from ds_pretrain.train.stop import StopRequest, ignore_requests
 from ds_pretrain.train.trainer import Job, Trainer
 
 # used where the recipe itself cannot be read: ranks still have to meet to leave together
@@ -64,6 +64,7 @@ def pretrain(files: Sequence[Path], overrides: Sequence[str]) -> int:
         barrier()
         return 2 if isinstance(error, UserError) else 1
     finally:
+        ignore_requests()
         stop_ranks()
     return 0
 
