@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -21,7 +22,12 @@ def _command(arguments: RecipeArguments = [], config: ConfigOption = [], local_r
     from ds_pretrain.train.run import pretrain
 
     files, overrides = split_arguments(arguments)
-    sys.exit(pretrain([*config, *files], overrides))
+    code = pretrain([*config, *files], overrides)
+    # all is saved and closed: on the interpreter's way out, threads of libraries have aborted ranks that ended well
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main() -> None:

@@ -141,8 +141,9 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
         _say(ranks, f"  a folder that transformers loads: ds-pretrain export {setup.folder} --to DIR")
     else:
         command = f"deepspeed --num_gpus {ranks.local_size} launch/pretrain.py {shlex.join(arguments)}"
+        several = ranks.world_size > ranks.local_size
         _say(ranks, f"stopped; saved at step {trainer.step} of {setup.plan.total_steps}: {setup.folder}")
-        _say(ranks, f"  to continue: {command}")
+        _say(ranks, f"  to continue: {'start it again as before, on all machines' if several else command}")
 
 
 def _trackers(setup: Setup) -> Tracker:

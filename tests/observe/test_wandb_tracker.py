@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from ds_pretrain.observe.wandb_tracker import (
     step_row,
     validation_row,
 )
+
+FLUSH_SECONDS = 30.0
 
 STEP: dict[str, object] = {
     "step": 1,
@@ -104,6 +107,11 @@ def take_log(run_dir: Path) -> list[Any]:
     """
     (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
     log = list(records(path))
+    latest = time.monotonic() + FLUSH_SECONDS
+    # W&B's own process may still be writing when finish() has returned
+    while not any(record.WhichOneof("record_type") == "exit" for record in log):
+        assert time.monotonic() < latest, log
+        log = list(records(path))
     (run_dir / "wandb").rename(run_dir / f"wandb-read-{len(list(run_dir.iterdir()))}")
     return log
 
