@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -19,6 +20,15 @@ import yaml
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "ds_configs/quickstart.yaml"
 PRETRAIN = ROOT / "launch/pretrain.py"
+# Not the code measured, but what would drown it. Threads that spin while they wait make a step several times longer where
+# another program wants the cores. And glibc's allocator gives large blocks back to the system, or keeps them, by what a
+# process freed before, so that two processes with the same loop can differ by 4% for as long as they live.
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "passive",
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
 START_SECONDS = 240.0  # the corpus may have to be prepared first
 
 
@@ -74,7 +84,9 @@ class Launch:
         command = [sys.executable, "-m", "deepspeed.launcher.runner", *flags, str(script), *arguments]
         self._output = output
         with output.open("wb") as target:
-            self._process = subprocess.Popen(command, cwd=ROOT, stdout=target, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, stdout=target, stderr=subprocess.STDOUT
+            )
 
     def __enter__(self) -> Launch:
         return self

@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-micro-tokens", type=int, default=512)
-    parser.add_argument("--turns", type=int, default=12)
+    parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20, help="of a turn")
     arguments = parser.parse_args()
     print(f"{arguments.seq_len} x {arguments.batch_size} tokens a step, ratios of ours over bare")
