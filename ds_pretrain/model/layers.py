@@ -94,7 +94,8 @@ class _FirstUse(TorchFunctionMode):
 
 def _layers_done_at_first_use(model: PreTrainedModel, stack: str) -> dict[str, int]:
     config = copy.deepcopy(model.config)
-    config._attn_implementation = config._experts_implementation = "eager"  # others may need a device
+    # others may need a device, a half precision, or the values that experts are chosen by
+    config._attn_implementation, config._experts_implementation = "eager", "batched_mm"
     watch = _FirstUse()
     try:
         with torch.device("meta"), torch.no_grad():
