@@ -154,6 +154,20 @@ def offload(recipe: Recipe) -> Sequence[Problem]:
     return problems
 
 
+def unfreezing(recipe: Recipe) -> Sequence[Problem]:
+    """Where the trained layers change, the optimizer's state is carried over in memory."""
+    offloaded = (recipe.deepspeed.offload_optimizer, recipe.deepspeed.offload_param)
+    changes = any(stage.trainable_layers is not None for stage in recipe.curriculum.stages or ())
+    if not changes or not any(offload is not None and offload.device == "nvme" for offload in offloaded):
+        return ()
+    return [
+        Problem(
+            "curriculum.stages",
+            "trainable_layers cannot be combined with offloading to nvme; offload to cpu, or leave trainable_layers out",
+        )
+    ]
+
+
 def loss_scaling(recipe: Recipe) -> Sequence[Problem]:
     """Loss scaling is a matter of fp16."""
     if recipe.precision in ("fp16", "auto") or recipe.deepspeed.fp16 == Fp16():
@@ -177,6 +191,7 @@ CHECKS: tuple[Callable[[Recipe], Sequence[Problem]], ...] = (
     pacing,
     warmup,
     offload,
+    unfreezing,
     loss_scaling,
     lr_sweep,
 )

@@ -46,7 +46,7 @@ class Stage(Section):
     grad_clip: PositiveNumber | None = None
     """Limit of the gradient's L2 norm; ``curriculum.grad_clip`` unless given."""
     trainable_layers: Index | None = None
-    """Top layers that are trained besides the head; all unless given."""
+    """Top layers that are trained besides the head, the rest is frozen; everything is trained unless given."""
 
 
 class Pacing(Section):

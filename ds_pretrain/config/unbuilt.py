@@ -58,14 +58,6 @@ def unbuilt_problems(recipe: Recipe) -> Sequence[Problem]:
                 f"found {len(recipe.data.train)} sources; mixing sources is not built yet, give one",
             )
         )
-    for index, stage in enumerate(recipe.curriculum.stages or ()):
-        if stage.trainable_layers is not None:
-            problems.append(
-                Problem(
-                    f"curriculum.stages.{index}.trainable_layers",
-                    f"found {stage.trainable_layers}; unfreezing by stage is not built yet, leave it out",
-                )
-            )
     return problems
 
 

@@ -40,7 +40,7 @@ class StagePlan:
         peak_lr, min_lr: learning rate at the top of the schedule, and its floor.
         warmup_steps: optimizer steps of warmup.
         grad_clip: limit of the gradient's L2 norm.
-        trainable_layers: top layers that are trained; None for all.
+        trainable_layers: top layers that are trained besides the head; None for everything.
     """
 
     index: int
@@ -261,6 +261,7 @@ def _stages(recipe: Recipe, spans: Sequence[tuple[_Shape, int]]) -> tuple[StageP
                 min_lr=recipe.schedule.min_lr_ratio * peak_lr,
                 warmup_steps=_warmup_steps(recipe.schedule.warmup, spec, shape.step_size["tokens"], steps),
                 grad_clip=_grad_clip(recipe, spec),
+                trainable_layers=spec.trainable_layers,
             )
         )
         step += steps

@@ -34,6 +34,7 @@ class StageSpec:
         peak_lr: peak learning rate, instead of a multiplier.
         warmup_steps: optimizer steps of warmup.
         grad_clip: limit of the gradient's L2 norm.
+        trainable_layers: top layers that are trained besides the head; None for everything.
     """
 
     path: str
@@ -45,6 +46,7 @@ class StageSpec:
     peak_lr: float | None = None
     warmup_steps: int | None = None
     grad_clip: float | None = None
+    trainable_layers: int | None = None
 
 
 def stage_specs(recipe: Recipe) -> list[StageSpec]:
@@ -72,6 +74,7 @@ def stage_specs(recipe: Recipe) -> list[StageSpec]:
             peak_lr=stage.peak_lr,
             warmup_steps=stage.warmup_steps,
             grad_clip=stage.grad_clip,
+            trainable_layers=stage.trainable_layers,
         )
         for index, stage in enumerate(curriculum.stages)
     ]

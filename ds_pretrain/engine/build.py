@@ -49,7 +49,9 @@ def build_engine(
     Returns:
         The engine, in training mode.
     """
-    engine, *_ = deepspeed.initialize(model=module, model_parameters=list(groups), config=dict(deepspeed_json))
+    # copies: DeepSpeed puts its flat partitions in place of a group's parameters
+    copies = [dict(group) for group in groups]
+    engine, *_ = deepspeed.initialize(model=module, model_parameters=copies, config=dict(deepspeed_json))
     names = [group.get("name") for group in engine.basic_optimizer.param_groups]
     assert names == [group["name"] for group in groups], f"DeepSpeed changed the parameter groups: {names}"
     scaler = getattr(engine.optimizer, "loss_scaler", None)

@@ -63,15 +63,23 @@ def extra_problems(recipe: Recipe, stage: StagePlan, precision: Precision) -> Se
 
 
 def effective_zero_stage(recipe: Recipe, precision: Precision) -> int:
-    """ZeRO stage of a run: at least 1 in the half precisions, which DeepSpeed gets wrong at stage 0."""
-    return max(recipe.deepspeed.zero_stage, 1 if precision in _WRONG_AT_STAGE_0 else 0)
+    """ZeRO stage of a run: at least 1 where DeepSpeed gets stage 0 wrong, or where trained layers change."""
+    return max(recipe.deepspeed.zero_stage, 1 if _raised_for(recipe, precision) else 0)
 
 
 def zero_stage_warnings(recipe: Recipe, precision: Precision) -> Sequence[str]:
     """Says where the ZeRO stage is not the one asked for."""
     if effective_zero_stage(recipe, precision) == recipe.deepspeed.zero_stage:
         return ()
-    return (f"deepspeed.zero_stage 0 is raised to 1: DeepSpeed 0.19.8 {_WRONG_AT_STAGE_0[precision]}",)
+    return (f"deepspeed.zero_stage 0 is raised to 1: {_raised_for(recipe, precision)}",)
+
+
+def _raised_for(recipe: Recipe, precision: Precision) -> str | None:
+    if precision in _WRONG_AT_STAGE_0:
+        return f"DeepSpeed 0.19.8 {_WRONG_AT_STAGE_0[precision]}"
+    if any(stage.trainable_layers is not None for stage in recipe.curriculum.stages or ()):
+        return "its state is carried over by parameter name where a stage's trainable_layers change"
+    return None
 
 
 def _generated(recipe: Recipe, stage: StagePlan, precision: Precision) -> dict[str, Any]:

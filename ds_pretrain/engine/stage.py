@@ -7,6 +7,8 @@ so that each is named here, once. The end of an accumulation is set by ``train_b
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from deepspeed import DeepSpeedEngine
 
@@ -37,10 +39,29 @@ def applied_clip(engine: DeepSpeedEngine) -> float:
     return float(getattr(engine.optimizer, "clip_grad", engine._config.gradient_clipping))
 
 
-def set_learning_rate(engine: DeepSpeedEngine, lr: float) -> None:
-    """Sets every group's learning rate: ``lr`` times the group's own multiplier."""
+@dataclass(frozen=True)
+class Newcomers:
+    """The groups that a stage is the first to train, whose rates have a warmup of their own.
+
+    Args:
+        stage: index of the stage; 0 means none, since nobody is new there.
+        share: factor on their learning rate.
+    """
+
+    stage: int = 0
+    share: float = 1.0
+
+
+def set_learning_rate(engine: DeepSpeedEngine, lr: float, newcomers: Newcomers = Newcomers()) -> None:
+    """Sets every group's learning rate: ``lr`` times the group's own multiplier, and a newcomer's share.
+
+    Args:
+        engine: a live engine.
+        lr: planned learning rate of the step.
+        newcomers: which groups are still warming up.
+    """
     for group in engine.basic_optimizer.param_groups:
-        group["lr"] = lr * group["lr_multiplier"]
+        group["lr"] = _group_rate(group, lr, newcomers)
 
 
 def learning_rates(engine: DeepSpeedEngine) -> Mapping[str, float]:
@@ -48,8 +69,14 @@ def learning_rates(engine: DeepSpeedEngine) -> Mapping[str, float]:
     return {group["name"]: group["lr"] for group in engine.basic_optimizer.param_groups}
 
 
-def assert_learning_rate(engine: DeepSpeedEngine, lr: float) -> None:
+def assert_learning_rate(engine: DeepSpeedEngine, lr: float, newcomers: Newcomers = Newcomers()) -> None:
     """Stops where a group's learning rate is not what the schedule says."""
     for group in engine.basic_optimizer.param_groups:
-        expected = lr * group["lr_multiplier"]
+        expected = _group_rate(group, lr, newcomers)
         assert group["lr"] == expected, f"group {group['name']}: lr {group['lr']}, planned {expected}"
+
+
+def _group_rate(group: Mapping[str, Any], lr: float, newcomers: Newcomers) -> float:
+    is_new = newcomers.stage > 0 and group["since_stage"] == newcomers.stage
+    rate: float = lr * group["lr_multiplier"] * (newcomers.share if is_new else 1.0)
+    return rate

@@ -15,7 +15,7 @@ from deepspeed import DeepSpeedEngine
 from torch import Tensor
 
 from ds_pretrain.data.loader import StepBatch
-from ds_pretrain.engine.stage import assert_learning_rate
+from ds_pretrain.engine.stage import Newcomers, assert_learning_rate
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,12 @@ class StepResult:
 
 
 def train_batch(
-    engine: DeepSpeedEngine, batch: StepBatch, target_tokens: int, lr: float, requests: Requests
+    engine: DeepSpeedEngine,
+    batch: StepBatch,
+    target_tokens: int,
+    lr: float,
+    requests: Requests,
+    newcomers: Newcomers = Newcomers(),
 ) -> StepResult:
     """Takes one optimizer step.
 
@@ -61,6 +66,7 @@ def train_batch(
         target_tokens: targets of the step over all micro batches and ranks.
         lr: planned learning rate; asserted against every group before the update.
         requests: what this rank asks for.
+        newcomers: groups whose rates are still warming up.
 
     Returns:
         Loss, gradient norm and flags, alike on every rank.
@@ -75,7 +81,7 @@ def train_batch(
         loss = engine(micro.input_ids.to(device, non_blocking=True), micro.targets.to(device, non_blocking=True))
         engine.backward(loss * share, scale_wrt_gas=False)
         total += loss.detach()
-    assert_learning_rate(engine, lr)
+    assert_learning_rate(engine, lr, newcomers)
     loss_scale = current_loss_scale(engine)
     grad_norm = _update(engine)
     # the one collective and the one read of this step, behind it

@@ -92,7 +92,7 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
     quiet_libraries(setup.folder if ranks.is_main else None)
     for warning in (*setup.warnings, *zero_stage_warnings(recipe, setup.precision)):
         _say(ranks, f"warning: {warning}")
-    engine, model = start_engine(setup, ranks)
+    engine, model, layers = start_engine(setup, ranks)
     parameters = parameter_count(model)
     _say(
         ranks,
@@ -113,6 +113,7 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
         ranks=ranks,
         tracker=tracker,
         progress=progress,
+        layers=layers,
         evaluator=Evaluator(setup.corpus.validation, recipe, ranks) if setup.corpus.validation else None,
         corpus=setup.corpus.fingerprint,
         positions_per_epoch=setup.positions,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import Plan, build_plan
+from ds_pretrain.curriculum.unfreezing import widest
 from ds_pretrain.data.positions import epoch_positions
-from ds_pretrain.engine.build import Engine, build_engine, check_accepted, try_shapes
+from ds_pretrain.engine.build import Engine, check_accepted, try_shapes
 from ds_pretrain.engine.checkpoint import load_checkpoint, newest_whole, read_state
 from ds_pretrain.engine.checkpoint_files import clear_leftovers, list_checkpoints, set_aside
 from ds_pretrain.engine.deepspeed_json import Precision, effective_zero_stage, extra_problems, stage_json
@@ -18,13 +19,13 @@ from ds_pretrain.engine.plan_files import plan_document, write_plan_files
 from ds_pretrain.engine.ranks import Ranks, broadcast_object, device_precision, seed_rank
 from ds_pretrain.errors import CheckpointError, RecipeError, UserError
 from ds_pretrain.model.build import build_model, model_config
-from ds_pretrain.model.groups import decay_groups
 from ds_pretrain.model.loss import CausalLmLoss, head_is_plain, max_chunk_tokens
 from ds_pretrain.observe.jsonl import EVENTS_FILE, METRICS_FILE, cut_after
 from ds_pretrain.observe.prepare_progress import prepare_progress
 from ds_pretrain.train.corpus import Corpus, resolve_corpus
 from ds_pretrain.train.run_folder import CHECKPOINTS, check_continuation, run_folder, write_config
 from ds_pretrain.train.trainer import Position, position_from
+from ds_pretrain.train.unfreezing import TrainedLayers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -119,7 +120,7 @@ def open_folder(setup: Setup, ranks: Ranks) -> None:
     on_main(ranks, write)
 
 
-def start_engine(setup: Setup, ranks: Ranks) -> tuple[Engine, PreTrainedModel]:
+def start_engine(setup: Setup, ranks: Ranks) -> tuple[Engine, PreTrainedModel, TrainedLayers]:
     """Builds model and engine, tries every shape, and loads the checkpoint that the run continues from.
 
     Args:
@@ -127,22 +128,28 @@ def start_engine(setup: Setup, ranks: Ranks) -> tuple[Engine, PreTrainedModel]:
         ranks: this process among those of the run.
 
     Returns:
-        The engine, and the model inside it.
+        The engine of the position's stage, the model inside it, and which of its layers the stages train.
+
+    Raises:
+        RecipeError: the model cannot be built, or its layers and groups not as asked.
+        TrainingError: a shape does not fit into the device's memory.
     """
-    recipe = setup.recipe
-    document = stage_json(recipe, setup.plan.stages[0], setup.precision)
+    recipe, stages = setup.recipe, setup.plan.stages
+    document = stage_json(recipe, stages[0], setup.precision)
     partitioned = effective_zero_stage(recipe, setup.precision) == 3
     seed_rank(recipe, 0)
     model = build_model(recipe.model, setup.config, zero3_config=document if partitioned else None)
     module = CausalLmLoss(model, recipe.model.max_logits_bytes)
-    groups = decay_groups(module, recipe.optimizer.weight_decay, recipe.optimizer.decay_embeddings)
-    engine = build_engine(module, groups, document)
+    layers = TrainedLayers(recipe, setup.plan, setup.precision, module, ranks)
+    largest = widest(stages)  # what needs the most memory must not come late
+    engine = layers.build(largest)
     seed_rank(recipe, ranks.rank)
     _check_chunked_loss(setup, model)
-    try_shapes(engine, setup.plan.stages)
+    try_shapes(engine, stages)
+    engine = layers.change(engine, largest, stages[setup.position.stage])
     if setup.checkpoint is not None:
         load_checkpoint(engine, setup.checkpoint, ranks)
-    return engine, model
+    return engine, model, layers
 
 
 def on_main(ranks: Ranks, work: Callable[[], T]) -> T:

@@ -9,12 +9,13 @@ from typing import Any
 
 from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import Plan, StagePlan
+from ds_pretrain.curriculum.unfreezing import fresh_share
 from ds_pretrain.data.loader import StepLoader
 from ds_pretrain.engine.build import Engine
 from ds_pretrain.engine.checkpoint import save_checkpoint
 from ds_pretrain.engine.checkpoint_files import delete_checkpoint, list_checkpoints, superseded
 from ds_pretrain.engine.ranks import Ranks
-from ds_pretrain.engine.stage import applied_clip, apply_stage, learning_rates, set_learning_rate
+from ds_pretrain.engine.stage import Newcomers, applied_clip, apply_stage, learning_rates, set_learning_rate
 from ds_pretrain.engine.step import Requests, StepResult, train_batch
 from ds_pretrain.errors import TrainingError
 from ds_pretrain.guards import GuardState, after_step, is_bad_step, loss_ratio
@@ -25,6 +26,7 @@ from ds_pretrain.train.evaluation import Evaluator
 from ds_pretrain.train.metrics import StepTimes, step_record
 from ds_pretrain.train.run_folder import CHECKPOINTS
 from ds_pretrain.train.stop import StopRequest
+from ds_pretrain.train.unfreezing import TrainedLayers
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,12 @@ class Position:
 
     Args:
         step: optimizer steps done.
+        stage: index of the stage that the last one belonged to; its layers are what the engine trains.
         guard: what the guards remember.
     """
 
     step: int = 0
+    stage: int = 0
     guard: GuardState = GuardState()
 
 
@@ -50,6 +54,7 @@ class Job:
         ranks: this process among those of the run.
         tracker: where records go; called on rank 0 alone.
         progress: what the terminal shows; None on other ranks.
+        layers: which layers the stages train.
         evaluator: None where there is no validation corpus.
         corpus: fingerprint of the training tokens.
         positions_per_epoch: length of an epoch of the training corpus.
@@ -64,6 +69,7 @@ class Job:
     ranks: Ranks
     tracker: Tracker
     progress: ProgressReporter | None
+    layers: TrainedLayers
     evaluator: Evaluator | None
     corpus: str
     positions_per_epoch: int
@@ -88,6 +94,7 @@ class Trainer:
         self.stop = stop
         self.schedule = LearningRateSchedule(job.plan, job.recipe.schedule)
         self.step = position.step
+        self.trained = job.plan.stages[position.stage]
         self.guard = position.guard
         self.saved_step = position.step if position.step else -1
         self.last_save = time.monotonic()
@@ -116,8 +123,9 @@ class Trainer:
                 stage = self._enter(batch.stage)
             tokens = stage.tokens_before(self.step)
             lr = self.schedule.lr(self.step, tokens)
-            set_learning_rate(self.engine, lr)
-            result = train_batch(self.engine, batch, stage.tokens_per_step, lr, self._requests())
+            newcomers = Newcomers(stage.index, fresh_share(stage, self.step))
+            set_learning_rate(self.engine, lr, newcomers)
+            result = train_batch(self.engine, batch, stage.tokens_per_step, lr, self._requests(), newcomers)
             self.step += 1
             self._record(stage, result, lr, StepTimes(time.monotonic() - began, data_seconds))
             self._evaluate(stage)
@@ -129,6 +137,8 @@ class Trainer:
 
     def _enter(self, index: int) -> StagePlan:
         stage = self.job.plan.stages[index]
+        self.engine = self.job.layers.change(self.engine, self.trained, stage)
+        self.trained = stage
         apply_stage(self.engine, stage)
         if self.step == stage.start_step:
             self.event("stage_start", stage=index, seq_len=stage.seq_len, batch_size=stage.batch_size)
@@ -233,4 +243,4 @@ class Trainer:
 
 def position_from(state: dict[str, Any]) -> Position:
     """The position that a checkpoint's state tells."""
-    return Position(step=state["step"], guard=GuardState(**state["guard"]))
+    return Position(step=state["step"], stage=state["stage"], guard=GuardState(**state["guard"]))
