@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from ds_pretrain.errors import Problem, RecipeError
@@ -98,7 +99,8 @@ def _layers_done_at_first_use(model: PreTrainedModel, stack: str) -> dict[str, i
     config._attn_implementation, config._experts_implementation = "eager", "batched_mm"
     watch = _FirstUse()
     try:
-        with torch.device("meta"), torch.no_grad():
+        # fake tensors tell transformers that there are no values to look into, which plain meta tensors do not
+        with torch.device("meta"), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             twin = type(model)(config).eval()
             for layer in twin.get_submodule(stack):
                 layer.register_forward_hook(watch.layer_done)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ds_pretrain.config import Recipe
+from ds_pretrain.config import ParamGroups, Recipe
 from ds_pretrain.curriculum import Plan, build_plan
 from ds_pretrain.data.positions import epoch_positions
 from ds_pretrain.engine.build import Engine, build_engine, check_accepted, try_shapes
@@ -17,8 +17,9 @@ from ds_pretrain.engine.deepspeed_json import Precision, effective_zero_stage, e
 from ds_pretrain.engine.plan_files import plan_document, write_plan_files
 from ds_pretrain.engine.ranks import Ranks, broadcast_object, device_precision, seed_rank
 from ds_pretrain.errors import CheckpointError, RecipeError, UserError
-from ds_pretrain.model.build import build_model, model_config
-from ds_pretrain.model.groups import decay_groups
+from ds_pretrain.model.build import build_model, meta_model, model_config
+from ds_pretrain.model.group_rows import group_rows
+from ds_pretrain.model.groups import parameter_groups
 from ds_pretrain.model.loss import CausalLmLoss, head_is_plain, max_chunk_tokens
 from ds_pretrain.observe.jsonl import EVENTS_FILE, METRICS_FILE, cut_after
 from ds_pretrain.observe.prepare_progress import prepare_progress
@@ -39,6 +40,7 @@ class Setup:
     Args:
         recipe, plan, precision, corpus: what is trained.
         config: the model's transformers config.
+        groups: what ``group_rows`` tells of the parameter groups; empty where the recipe asks for none.
         positions: positions of one epoch of the training corpus.
         folder: the run's folder.
         checkpoint: where to continue from; None at the start.
@@ -51,6 +53,7 @@ class Setup:
     precision: Precision
     corpus: Corpus
     config: PretrainedConfig
+    groups: list[dict[str, Any]]
     positions: int
     folder: Path
     checkpoint: Path | None
@@ -85,6 +88,8 @@ def prepare_run(recipe: Recipe, ranks: Ranks) -> Setup:
         raise RecipeError(problems)
     check_accepted(stage_json(recipe, plan.stages[0], precision))
     config = model_config(recipe.model, corpus.vocabulary, recipe.data.max_seq_len)
+    grouped = recipe.param_groups != ParamGroups()
+    groups = group_rows(meta_model(recipe.model, config), recipe, plan) if grouped else []
     folder = run_folder(recipe)
     checkpoint, warnings = _find_checkpoint(recipe, folder, ranks)
     position = Position()
@@ -93,7 +98,7 @@ def prepare_run(recipe: Recipe, ranks: Ranks) -> Setup:
         check_continuation(folder, recipe, state, ranks.world_size, corpus.fingerprint)
         position = position_from(state)
     return Setup(
-        recipe, plan, precision, corpus, config, positions, folder, checkpoint, position,
+        recipe, plan, precision, corpus, config, groups, positions, folder, checkpoint, position,
         (*plan.warnings, *warnings),
     )  # fmt: skip
 
@@ -135,7 +140,7 @@ def start_engine(setup: Setup, ranks: Ranks) -> tuple[Engine, PreTrainedModel]:
     seed_rank(recipe, 0)
     model = build_model(recipe.model, setup.config, zero3_config=document if partitioned else None)
     module = CausalLmLoss(model, recipe.model.max_logits_bytes)
-    groups = decay_groups(module, recipe.optimizer.weight_decay, recipe.optimizer.decay_embeddings)
+    groups = parameter_groups(model, recipe.optimizer, recipe.param_groups)
     engine = build_engine(module, groups, document)
     seed_rank(recipe, ranks.rank)
     _check_chunked_loss(setup, model)
