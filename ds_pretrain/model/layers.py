@@ -107,8 +107,8 @@ def _layers_done_at_first_use(model: PreTrainedModel, stack: str) -> dict[str, i
             ids = torch.zeros((1, 2), dtype=torch.long)
             with watch:
                 twin(input_ids=ids)
-    except Exception as error:  # whatever a model's own code happens to raise on a device without data
-        raise _not_found(model, f"it cannot run on the meta device: {' '.join(str(error).split())}") from error
+    except Exception as error:  # whatever a model's own code happens to raise where there are no values
+        raise _not_found(model, f"it does not run without values: {' '.join(str(error).split())}") from error
     named = twin.named_parameters(remove_duplicate=False)
     return {name: watch.noted[id(parameter)] for name, parameter in named if id(parameter) in watch.noted}
 
