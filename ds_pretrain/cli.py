@@ -20,6 +20,7 @@ from ds_pretrain.data.positions import known_positions, planning_problems, sourc
 from ds_pretrain.engine.deepspeed_json import Precision, extra_problems, zero_stage_warnings
 from ds_pretrain.engine.plan_files import plan_document, write_plan_files
 from ds_pretrain.errors import Problem, UserError
+from ds_pretrain.observe.group_table import group_table
 from ds_pretrain.observe.logs import quiet_imports
 from ds_pretrain.observe.plan_plot import plot_plan
 from ds_pretrain.observe.plan_table import plan_table
@@ -42,6 +43,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Folder for plan.json and DeepSpeed's JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print plan.json instead of the table.")] = False,
     plot: Annotated[Path | None, typer.Option(help="File for a picture: .png, .svg or .pdf.")] = None,
+    groups: Annotated[bool, typer.Option("--groups", help="Show the parameter groups too; loads torch.")] = False,
     lr_csv: Annotated[Path | None, typer.Option(help="File for the learning rate of every step.")] = None,
 ) -> None:
     """Show every stage of a recipe before anything is started."""
@@ -49,6 +51,11 @@ def plan(
     resolved = build_plan(recipe, world_size, known_positions(recipe))
     chosen, assumed = _planned_precision(recipe, precision)
     document = plan_document(resolved, recipe, chosen, assumed)
+    if groups:
+        from ds_pretrain.train.planned_groups import planned_groups
+
+        document["groups"], more_assumed = planned_groups(recipe, resolved)
+        document["assumed"] |= more_assumed
     try:
         if out is not None:
             write_plan_files(document, out)
@@ -64,6 +71,8 @@ def plan(
         print(json.dumps(document, indent=2))
     else:
         Console().print(plan_table(document, recipe.run.name))
+        if groups:
+            Console().print(group_table(document["groups"], document["assumed"].get("vocab_size")))
 
 
 @app.command()

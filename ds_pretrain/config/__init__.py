@@ -3,7 +3,7 @@
 from ds_pretrain.config.curriculum import Curriculum, LrScaling, Pacing, Stage
 from ds_pretrain.config.data import Data, Model, Run, Source, Tokenizer
 from ds_pretrain.config.load import load_recipe
-from ds_pretrain.config.optimization import Optimizer, Schedule, Warmup
+from ds_pretrain.config.optimization import Optimizer, ParamGroups, Schedule, Warmup
 from ds_pretrain.config.parse import Check, dump_recipe, parse_recipe
 from ds_pretrain.config.runtime import DeepSpeed, Offload, Wandb
 from ds_pretrain.config.schema import Recipe
@@ -18,6 +18,7 @@ __all__ = [
     "Offload",
     "Optimizer",
     "Pacing",
+    "ParamGroups",
     "Recipe",
     "Run",
     "Schedule",

@@ -175,6 +175,25 @@ def loss_scaling(recipe: Recipe) -> Sequence[Problem]:
     return [Problem("deepspeed.fp16", f"needs precision fp16 or auto, found {recipe.precision}")]
 
 
+def param_groups(recipe: Recipe) -> Sequence[Problem]:
+    """Factors are given where they are used."""
+    settings = recipe.param_groups
+    uses = {
+        "backbone_multiplier": "two_group",
+        "decay": "layerwise",
+        "layers_per_group": "layerwise",
+        "table": "patterns",
+    }
+    problems = [
+        Problem(f"param_groups.{key}", f"does nothing without param_groups.kind; give kind: {kind}, or leave it out")
+        for key, kind in uses.items()
+        if key in settings.model_fields_set and "kind" not in settings.model_fields_set
+    ]
+    if settings.kind == "patterns" and not settings.table:
+        problems.append(Problem("param_groups.table", "is required for kind patterns, e.g. {'*.wte.*': 0.1}"))
+    return problems
+
+
 def lr_sweep(recipe: Recipe) -> Sequence[Problem]:
     """The learning-rate sweep goes up."""
     start, end = recipe.lr_finder.start_lr, recipe.lr_finder.end_lr
@@ -193,6 +212,7 @@ CHECKS: tuple[Callable[[Recipe], Sequence[Problem]], ...] = (
     offload,
     unfreezing,
     loss_scaling,
+    param_groups,
     lr_sweep,
 )
 

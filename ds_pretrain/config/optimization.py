@@ -33,18 +33,21 @@ class Optimizer(Section):
 
 
 class ParamGroups(Section):
-    """Discriminative learning rates."""
+    """Discriminative learning rates. A factor of 0 freezes."""
 
     kind: Literal["none", "two_group", "layerwise", "patterns"] = "none"
-    """How parameters are grouped."""
+    """How the factor on the learning rate is found: ``none`` is 1 for all."""
     backbone_multiplier: NonNegativeNumber = 0.1
     """``two_group``: factor on the learning rate of all but the head."""
     decay: Annotated[Number, Field(gt=0, le=1)] = 0.95
-    """``layerwise``: factor from one layer to the one below."""
+    """``layerwise``: factor from one layer to the one below; the head has 1, the top layer this."""
     layers_per_group: Count = 1
-    """``layerwise``: layers that share a group."""
+    """``layerwise``: neighbouring layers, from the top, that share the geometric mean of their factors."""
     table: dict[str, NonNegativeNumber] = {}
-    """``patterns``: name pattern to factor."""
+    """``patterns``: pattern of whole parameter names, with ``*``, ``?`` and ``[0-9]``, to factor; the first match
+    wins, what none matches has 1."""
+    no_decay: tuple[str, ...] = ()
+    """Patterns of whole parameter names that have no weight decay, beside biases, norms and embeddings."""
 
 
 class Warmup(Section):

@@ -26,7 +26,6 @@ _BUILT_VALUES = {
 _BUILT_KEYS: dict[str, frozenset[str]] = {
     "safety": frozenset({"max_consecutive_bad_steps"}),
     "lr_finder": frozenset(),
-    "param_groups": frozenset(),
 }
 
 

@@ -128,6 +128,33 @@ def build_model(
     return built.train()
 
 
+def meta_model(model: Model, config: PretrainedConfig) -> PreTrainedModel:
+    """The same model on the meta device: names and shapes without weights.
+
+    Args:
+        model: the recipe's ``model`` section; nothing of a pretrained model but its config is read.
+        config: what ``model_config`` gave.
+
+    Raises:
+        RecipeError: transformers cannot build it.
+    """
+    with torch.device("meta"):
+        return build_model(model.model_copy(update={"pretrained": None}), config)
+
+
+def default_vocab_size(model: Model) -> int:
+    """Number of token ids that the recipe's architecture has unless told.
+
+    Raises:
+        RecipeError: unknown architecture.
+    """
+    from transformers import AutoConfig
+
+    assert model.architecture is not None
+    _check_architecture(model.architecture)
+    return int(model.config.get("vocab_size", AutoConfig.for_model(model.architecture).vocab_size))
+
+
 def _pretrained_config(model: Model) -> PretrainedConfig:
     from transformers import AutoConfig
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from ds_pretrain.errors import Problem, RecipeError
@@ -98,15 +99,16 @@ def _layers_done_at_first_use(model: PreTrainedModel, stack: str) -> dict[str, i
     config._attn_implementation, config._experts_implementation = "eager", "batched_mm"
     watch = _FirstUse()
     try:
-        with torch.device("meta"), torch.no_grad():
+        # fake tensors tell transformers that there are no values to look into, which plain meta tensors do not
+        with torch.device("meta"), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             twin = type(model)(config).eval()
             for layer in twin.get_submodule(stack):
                 layer.register_forward_hook(watch.layer_done)
             ids = torch.zeros((1, 2), dtype=torch.long)
             with watch:
                 twin(input_ids=ids)
-    except Exception as error:  # whatever a model's own code happens to raise on a device without data
-        raise _not_found(model, f"it cannot run on the meta device: {' '.join(str(error).split())}") from error
+    except Exception as error:  # whatever a model's own code happens to raise where there are no values
+        raise _not_found(model, f"it does not run without values: {' '.join(str(error).split())}") from error
     named = twin.named_parameters(remove_duplicate=False)
     return {name: watch.noted[id(parameter)] for name, parameter in named if id(parameter) in watch.noted}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ds_pretrain.config import Recipe, Source
 from ds_pretrain.data.cache import CachedCorpus, prepare_cached
 from ds_pretrain.data.manifest import Manifest, open_corpus
+from ds_pretrain.data.positions import known_positions
 from ds_pretrain.data.prepare import Progress
 from ds_pretrain.data.tokenizer import load_tokenizer
 from ds_pretrain.errors import DataError
@@ -58,6 +59,19 @@ def resolve_corpus(recipe: Recipe, progress: Progress | None = None) -> Corpus:
         _check_same_vocabulary(open_corpus(prefix)[1], vocabulary, prefix)
     fingerprint = manifest.bin_sha256 if manifest is not None else f"{tokens.num_tokens} tokens"
     return Corpus(train, tuple(validation), tokenizer, vocabulary, fingerprint)
+
+
+def known_vocabulary(recipe: Recipe) -> Vocabulary | None:
+    """The vocabulary of a recipe's training corpus; None where it is still to be prepared.
+
+    Raises:
+        DataError: the corpus is damaged, or no tokenizer is known.
+    """
+    if known_positions(recipe) is None:
+        return None
+    train = Path(str(recipe.data.train[0].path))
+    manifest = open_corpus(train)[1]
+    return _vocabulary(_tokenizer_name(recipe, None, manifest, train), manifest, train)
 
 
 def _prepare(recipe: Recipe, progress: Progress | None) -> CachedCorpus | None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from rich.console import Console
+
 from ds_pretrain.config import Recipe, load_recipe
 from ds_pretrain.data.loader import StepLoader
 from ds_pretrain.data.manifest import open_corpus
@@ -17,7 +19,9 @@ from ds_pretrain.data.stream import TokenStream
 from ds_pretrain.engine.deepspeed_json import zero_stage_warnings
 from ds_pretrain.engine.ranks import Ranks, barrier, device_description, start_ranks, stop_ranks
 from ds_pretrain.errors import TrainingError, UserError
+from ds_pretrain.model.group_rows import is_plain
 from ds_pretrain.model.size import parameter_count, product_parameters
+from ds_pretrain.observe.group_table import group_table
 from ds_pretrain.observe.jsonl import JsonlTracker
 from ds_pretrain.observe.logs import quiet_libraries
 from ds_pretrain.observe.progress import ProgressReporter
@@ -100,6 +104,8 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
         f"{device_description(ranks)}, {setup.precision}, ZeRO {engine.zero_optimization_stage()}; "
         f"{setup.plan.total_tokens:,} tokens in {setup.plan.total_steps:,} steps; {setup.folder}",
     )
+    if ranks.is_main and not is_plain(setup.groups):
+        Console().print(group_table(setup.groups))
     tracker = _trackers(setup) if ranks.is_main else TrackerGroup([])
     progress = _progress(setup) if ranks.is_main else None
     flops = partial(

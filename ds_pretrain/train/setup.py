@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ds_pretrain.config import Recipe
+from ds_pretrain.config import ParamGroups, Recipe
 from ds_pretrain.curriculum import Plan, build_plan
 from ds_pretrain.curriculum.unfreezing import widest
 from ds_pretrain.data.positions import epoch_positions
@@ -18,7 +18,8 @@ from ds_pretrain.engine.deepspeed_json import Precision, effective_zero_stage, e
 from ds_pretrain.engine.plan_files import plan_document, write_plan_files
 from ds_pretrain.engine.ranks import Ranks, broadcast_object, device_precision, seed_rank
 from ds_pretrain.errors import CheckpointError, RecipeError, UserError
-from ds_pretrain.model.build import build_model, model_config
+from ds_pretrain.model.build import build_model, meta_model, model_config
+from ds_pretrain.model.group_rows import group_rows
 from ds_pretrain.model.loss import CausalLmLoss, head_is_plain, max_chunk_tokens
 from ds_pretrain.observe.jsonl import EVENTS_FILE, METRICS_FILE, cut_after
 from ds_pretrain.observe.prepare_progress import prepare_progress
@@ -40,6 +41,7 @@ class Setup:
     Args:
         recipe, plan, precision, corpus: what is trained.
         config: the model's transformers config.
+        groups: what ``group_rows`` tells of the parameter groups; empty where the recipe asks for none.
         positions: positions of one epoch of the training corpus.
         folder: the run's folder.
         checkpoint: where to continue from; None at the start.
@@ -52,6 +54,7 @@ class Setup:
     precision: Precision
     corpus: Corpus
     config: PretrainedConfig
+    groups: list[dict[str, Any]]
     positions: int
     folder: Path
     checkpoint: Path | None
@@ -86,6 +89,8 @@ def prepare_run(recipe: Recipe, ranks: Ranks) -> Setup:
         raise RecipeError(problems)
     check_accepted(stage_json(recipe, plan.stages[0], precision))
     config = model_config(recipe.model, corpus.vocabulary, recipe.data.max_seq_len)
+    grouped = recipe.param_groups != ParamGroups()
+    groups = group_rows(meta_model(recipe.model, config), recipe, plan) if grouped else []
     folder = run_folder(recipe)
     checkpoint, warnings = _find_checkpoint(recipe, folder, ranks)
     position = Position()
@@ -94,7 +99,7 @@ def prepare_run(recipe: Recipe, ranks: Ranks) -> Setup:
         check_continuation(folder, recipe, state, ranks.world_size, corpus.fingerprint)
         position = position_from(state)
     return Setup(
-        recipe, plan, precision, corpus, config, positions, folder, checkpoint, position,
+        recipe, plan, precision, corpus, config, groups, positions, folder, checkpoint, position,
         (*plan.warnings, *warnings),
     )  # fmt: skip
 

@@ -82,7 +82,7 @@ class TrainedLayers:
             for name, depth in self._depths.items()
             if is_trained(stage, depth)
         }
-        return parameter_groups(self._module, self._recipe.optimizer, self._recipe.param_groups, since)
+        return parameter_groups(self._module.model, self._recipe.optimizer, self._recipe.param_groups, since)
 
 
 def _check_numbers(plan: Plan, layers: int, architecture: str) -> None:

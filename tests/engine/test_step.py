@@ -26,7 +26,7 @@ from ds_pretrain.engine.stage import applied_clip, apply_stage, assert_learning_
 from ds_pretrain.engine.step import Requests, StepResult, train_batch
 from ds_pretrain.errors import TrainingError
 from ds_pretrain.model.build import Vocabulary, build_model, model_config
-from ds_pretrain.model.groups import decay_groups
+from ds_pretrain.model.groups import parameter_groups
 from ds_pretrain.model.loss import CausalLmLoss
 from ds_pretrain.model.size import parameter_count
 
@@ -163,7 +163,7 @@ def make(ranks: Ranks) -> Iterator[Make]:
         module = CausalLmLoss(
             build_model(section, config, zero3_config=document if partitioned else None), WHOLE_LOGITS
         )
-        groups = decay_groups(module, settings.optimizer.weight_decay, decay_embeddings=False)
+        groups = parameter_groups(module.model, settings.optimizer, settings.param_groups)
         for group, multiplier in zip(groups, multipliers, strict=True):
             group["lr_multiplier"] = multiplier
         engine = build_engine(module, groups, document)
