@@ -163,7 +163,7 @@ def unfreezing(recipe: Recipe) -> Sequence[Problem]:
     return [
         Problem(
             "curriculum.stages",
-            "trainable_layers cannot be combined with offloading to nvme; offload to cpu, or leave trainable_layers out",
+            "trainable_layers cannot be combined with offloading to nvme; offload to cpu, or leave it out",
         )
     ]
 

@@ -52,7 +52,10 @@ class Newcomers:
     share: float = 1.0
 
 
-def set_learning_rate(engine: DeepSpeedEngine, lr: float, newcomers: Newcomers = Newcomers()) -> None:
+NO_NEWCOMERS = Newcomers()
+
+
+def set_learning_rate(engine: DeepSpeedEngine, lr: float, newcomers: Newcomers = NO_NEWCOMERS) -> None:
     """Sets every group's learning rate: ``lr`` times the group's own multiplier, and a newcomer's share.
 
     Args:
@@ -69,7 +72,7 @@ def learning_rates(engine: DeepSpeedEngine) -> Mapping[str, float]:
     return {group["name"]: group["lr"] for group in engine.basic_optimizer.param_groups}
 
 
-def assert_learning_rate(engine: DeepSpeedEngine, lr: float, newcomers: Newcomers = Newcomers()) -> None:
+def assert_learning_rate(engine: DeepSpeedEngine, lr: float, newcomers: Newcomers = NO_NEWCOMERS) -> None:
     """Stops where a group's learning rate is not what the schedule says."""
     for group in engine.basic_optimizer.param_groups:
         expected = _group_rate(group, lr, newcomers)

@@ -15,7 +15,7 @@ from deepspeed import DeepSpeedEngine
 from torch import Tensor
 
 from ds_pretrain.data.loader import StepBatch
-from ds_pretrain.engine.stage import Newcomers, assert_learning_rate
+from ds_pretrain.engine.stage import NO_NEWCOMERS, Newcomers, assert_learning_rate
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def train_batch(
     target_tokens: int,
     lr: float,
     requests: Requests,
-    newcomers: Newcomers = Newcomers(),
+    newcomers: Newcomers = NO_NEWCOMERS,
 ) -> StepResult:
     """Takes one optimizer step.
 

@@ -25,7 +25,6 @@ REFUSED = [
     "checkpoint.keep_best=true",
     "lr_finder.steps=50",
     "tracking.tensorboard=true",
-    "curriculum.stages.0.trainable_layers=2",
 ]
 ACCEPTED = [
     "model.objective=causal_lm",
