@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ds_pretrain.config.optimization import SCHEDULE_KEYS
 from ds_pretrain.config.runtime import Fp16
 from ds_pretrain.config.schema import Recipe
 from ds_pretrain.errors import Problem
@@ -127,6 +128,51 @@ def warmup(recipe: Recipe) -> Sequence[Problem]:
     return ()
 
 
+def schedule(recipe: Recipe) -> Sequence[Problem]:
+    """A key of the schedule belongs to its type, and what a type needs is there."""
+    found = recipe.schedule
+    problems = [
+        Problem(
+            f"schedule.{key}",
+            f"does nothing for type {found.type}; allowed with type {', '.join(types)}; leave it out",
+        )
+        for key, types in SCHEDULE_KEYS.items()
+        if found.type not in types and getattr(found, key) != type(found).model_fields[key].get_default()
+    ]
+    if (
+        found.type == "exponential"
+        and found.k is not None
+        and (found.gamma is not None or found.decay_every is not None)
+    ):
+        problems.append(Problem("schedule.k", "excludes gamma and decay_every; give one of the two forms"))
+    if found.type == "custom" and (found.function is None or "." not in found.function):
+        problems.append(
+            Problem("schedule.function", f"found {found.function!r}; type custom needs package.module.function")
+        )
+    if found.type == "one_cycle" and found.cycle_momentum and found.base_momentum > found.max_momentum:
+        problems.append(
+            Problem(
+                "schedule.base_momentum",
+                f"found {found.base_momentum:g}; allowed: up to schedule.max_momentum, {found.max_momentum:g}",
+            )
+        )
+    if found.type == "one_cycle" and found.three_phase and found.pct_start >= 0.5:
+        problems.append(
+            Problem("schedule.pct_start", f"found {found.pct_start:g}; allowed with three_phase: less than 0.5")
+        )
+    if found.type == "plateau":
+        validated = bool(recipe.data.validation) or recipe.data.validation_fraction is not None
+        if not validated or recipe.evaluation.every_steps is None:
+            problems.append(
+                Problem(
+                    "schedule.type",
+                    "found plateau, which follows the validation loss; give data.validation (or "
+                    "data.validation_fraction) and evaluation.every_steps",
+                )
+            )
+    return problems
+
+
 def offload(recipe: Recipe) -> Sequence[Problem]:
     """What is offloaded must be partitioned, and NVMe needs a folder."""
     problems: list[Problem] = []
@@ -209,6 +255,7 @@ CHECKS: tuple[Callable[[Recipe], Sequence[Problem]], ...] = (
     stages,
     pacing,
     warmup,
+    schedule,
     offload,
     unfreezing,
     loss_scaling,

@@ -73,31 +73,136 @@ class Warmup(Section):
         return data
 
 
-class Schedule(Section):
-    """The shape of the learning rate after its warmup."""
+ScheduleType = Literal[
+    "constant",
+    "step",
+    "multistep",
+    "exponential",
+    "linear",
+    "polynomial",
+    "cosine",
+    "cosine_restarts",
+    "triangular",
+    "triangular2",
+    "exp_range",
+    "one_cycle",
+    "noam",
+    "inverse_sqrt",
+    "wsd",
+    "plateau",
+    "custom",
+]
+# their own rise takes the place of a warmup, unless a recipe asks for both
+RISING_TYPES: frozenset[str] = frozenset({"triangular", "triangular2", "exp_range", "one_cycle", "noam"})
+# keys that only some types have; the lengths among them are in tokens or steps, as ``by`` says
+SCHEDULE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "gamma": ("step", "multistep", "exponential", "exp_range"),
+    "step_size": ("step",),
+    "milestones": ("multistep",),
+    "decay_every": ("exponential",),
+    "k": ("exponential",),
+    "power": ("polynomial",),
+    "t_0": ("cosine_restarts",),
+    "t_mult": ("cosine_restarts",),
+    "step_size_up": ("triangular", "triangular2", "exp_range"),
+    "step_size_down": ("triangular", "triangular2", "exp_range"),
+    "pct_start": ("one_cycle",),
+    "div_factor": ("one_cycle",),
+    "final_div_factor": ("one_cycle",),
+    "three_phase": ("one_cycle",),
+    "anneal_strategy": ("one_cycle",),
+    "cycle_momentum": ("one_cycle",),
+    "base_momentum": ("one_cycle",),
+    "max_momentum": ("one_cycle",),
+    "d_model": ("noam",),
+    "noam_warmup": ("noam",),
+    "timescale": ("inverse_sqrt",),
+    "decay_fraction": ("wsd",),
+    "decay_shape": ("wsd",),
+    "factor": ("plateau",),
+    "patience": ("plateau",),
+    "threshold": ("plateau",),
+    "threshold_mode": ("plateau",),
+    "cooldown": ("plateau",),
+    "function": ("custom",),
+}
 
-    type: Literal[
-        "constant",
-        "step",
-        "multistep",
-        "exponential",
-        "linear",
-        "polynomial",
-        "cosine",
-        "cosine_restarts",
-        "triangular",
-        "triangular2",
-        "exp_range",
-        "one_cycle",
-        "noam",
-        "inverse_sqrt",
-        "wsd",
-        "plateau",
-    ] = "cosine"
-    """The shape."""
+
+class Schedule(Section):
+    """The curve of the learning rate after its warmup."""
+
+    type: ScheduleType = "cosine"
+    """The curve; each is described, with a picture, in docs/learning-rates.md."""
     scope: Literal["stage", "run"] = "run"
-    """``stage`` restarts the shape in every stage, ``run`` is one curve over the whole run."""
+    """``stage`` restarts the curve in every stage, ``run`` is one curve over the whole run."""
+    by: Literal["tokens", "steps"] = "tokens"
+    """What the curve's time and lengths are counted in."""
     min_lr_ratio: UnitInterval = 0.1
-    """Floor of the shape, as a share of the peak."""
+    """Floor of the curve, as a share of the peak; ``noam`` and ``one_cycle`` have ends of their own."""
     warmup: Warmup = Warmup()
-    """Warmup of every stage."""
+    """Warmup of every stage; none by default for the types that rise by themselves: cyclical, one_cycle and noam."""
+    gamma: PositiveNumber | None = None
+    """Factor of a decay: 0.1 unless given; for ``exp_range`` of the cycle's height, a tenth in all unless given."""
+    step_size: PositiveNumber | None = None
+    """``step``: length between two decays; a third of the span unless given."""
+    milestones: tuple[PositiveNumber, ...] | None = None
+    """``multistep``: where the rate falls; at a half and three quarters of the span unless given."""
+    decay_every: PositiveNumber | None = None
+    """``exponential``: length in which the rate falls by ``gamma``; the span unless given."""
+    k: PositiveNumber | None = None
+    """``exponential``: rate of e^(-k t), instead of ``gamma`` and ``decay_every``."""
+    power: PositiveNumber = 1.0
+    """``polynomial``: exponent; 1 is a straight line."""
+    t_0: PositiveNumber | None = None
+    """``cosine_restarts``: length of the first cycle; a third of the span unless given."""
+    t_mult: Annotated[Number, Field(ge=1)] = 1.0
+    """``cosine_restarts``: factor from one cycle's length to the next one's."""
+    step_size_up: PositiveNumber | None = None
+    """Cyclical types: length of a cycle's rise; an eighth of the span unless given."""
+    step_size_down: PositiveNumber | None = None
+    """Cyclical types: length of a cycle's fall; that of its rise unless given."""
+    pct_start: Annotated[Number, Field(gt=0, lt=1)] = 0.3
+    """``one_cycle``: part of the span in which the rate rises."""
+    div_factor: Annotated[Number, Field(ge=1)] = 25.0
+    """``one_cycle``: peak over the first rate."""
+    final_div_factor: Annotated[Number, Field(ge=1)] = 1e4
+    """``one_cycle``: first rate over the last."""
+    three_phase: bool = False
+    """``one_cycle``: back to the first rate as fast as it rose, and then down."""
+    anneal_strategy: Literal["cos", "linear"] = "cos"
+    """``one_cycle``: how the rate goes from one to the next."""
+    cycle_momentum: bool = True
+    """``one_cycle``: whether momentum, or Adam's first beta, goes the other way."""
+    base_momentum: Beta = 0.85
+    """``one_cycle``: momentum where the rate is highest."""
+    max_momentum: Beta = 0.95
+    """``one_cycle``: momentum where the rate is lowest."""
+    d_model: PositiveNumber = 512.0
+    """``noam``: model width in the formula; the paper's base model unless given."""
+    noam_warmup: PositiveNumber = 4000.0
+    """``noam``: optimizer steps to the largest rate."""
+    timescale: PositiveNumber | None = None
+    """``inverse_sqrt``: length in which the rate falls by sqrt(2); the warmup's unless given."""
+    decay_fraction: Annotated[Number, Field(gt=0, le=1)] = 0.2
+    """``wsd``: last part of the span, in which the rate falls."""
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = "1-sqrt"
+    """``wsd``: how it falls."""
+    factor: Annotated[Number, Field(gt=0, lt=1)] = 0.5
+    """``plateau``: factor on the rate when the validation loss at full length stops falling."""
+    patience: Index = 5
+    """``plateau``: evaluations without a better loss that are borne."""
+    threshold: NonNegativeNumber = 1e-4
+    """``plateau``: how much better a loss has to be."""
+    threshold_mode: Literal["rel", "abs"] = "rel"
+    """``plateau``: whether ``threshold`` is a share of the best loss, or in nats."""
+    cooldown: Index = 0
+    """``plateau``: evaluations after a reduction that do not count."""
+    function: str | None = None
+    """``custom``: package.module.function from the span's progress to the share of the way from floor to peak."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_warmup_before_a_rise(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("type") in RISING_TYPES and data.get("warmup") is None:
+            return {**data, "warmup": {"fraction": 0.0}}
+        return data

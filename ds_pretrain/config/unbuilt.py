@@ -16,8 +16,6 @@ _BUILT_VALUES = {
     "data.sequence_mode": ("chunk", "truncate"),
     "data.document_mask": (False,),
     "optimizer.type": ("adamw", "adam", "sgd"),
-    "schedule.type": ("cosine", "linear", "constant"),
-    "schedule.warmup.shape": ("linear",),
     "checkpoint.keep_best": (False,),
     "checkpoint.asynchronous": (False,),
     "tracking.tensorboard": (False,),

@@ -81,7 +81,7 @@ BAD = [
         "data.validation.0.weight: found 3; only training sources are weighed, leave it out",
     ),
     ("model.compile=true", "model.compile: found true, which is not built yet; allowed: false"),
-    ("schedule.type=wsd", "schedule.type: found 'wsd', which is not built yet; allowed: cosine, linear, constant"),
+    ("data.sequence_mode=mask", "data.sequence_mode: found 'mask', which is not built yet; allowed: chunk, truncate"),
     ("safety.max_rollbacks=1", "safety.max_rollbacks: found 1, which is not built yet; leave it out"),
     (
         "train.micro_batch_size=atuo",

@@ -1,0 +1,148 @@
+"""The curve of one span: a recipe's ``schedule`` section turned into a function of the time since the span's start."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ds_pretrain.config import Schedule
+from ds_pretrain.errors import Problem, RecipeError
+from ds_pretrain.schedules import shapes
+from ds_pretrain.schedules.cycles import OneCycle, cycle_share
+from ds_pretrain.schedules.shapes import Values
+
+_CHECKED_POINTS = 1001
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a curve lives.
+
+    Args:
+        length: from its start to its end, in tokens or in optimizer steps.
+        last: length of its last optimizer step, in the same unit.
+        warmup: length of the warmup before it, in the same unit.
+    """
+
+    length: float
+    last: float
+    warmup: float
+
+
+Curve = Callable[[float], Values]
+
+
+def curve(schedule: Schedule, span: Span) -> Curve:
+    """The factor on the peak, as a function of the time since the span's start.
+
+    ``min_lr_ratio`` is the floor of every type but ``noam`` and ``one_cycle``, which have ends of their own, and
+    ``constant`` and ``plateau``, which stay at the peak. Lengths that a recipe leaves out are parts of the span.
+
+    Args:
+        schedule: the recipe's section.
+        span: where the curve lives.
+
+    Raises:
+        RecipeError: the function of type ``custom`` cannot be used.
+    """
+    floor = schedule.min_lr_ratio
+    factor = _factor(schedule, span)
+    if factor is not None:
+        bounded = 0.0 if schedule.type in ("noam", "one_cycle") else floor
+        return lambda t: max(float(factor(t)), bounded)
+    share = _share(schedule, span)
+    return lambda t: float(shapes.between(share(t), 1.0, floor))
+
+
+def one_cycle(schedule: Schedule, span: Span) -> OneCycle:
+    """The one-cycle policy of a recipe over a span."""
+    return OneCycle(
+        span.length,
+        span.last,
+        schedule.pct_start,
+        schedule.div_factor,
+        schedule.final_div_factor,
+        schedule.three_phase,
+        schedule.anneal_strategy,
+    )
+
+
+def _factor(schedule: Schedule, span: Span) -> Curve | None:
+    gamma = 0.1 if schedule.gamma is None else schedule.gamma
+    match schedule.type:
+        case "constant" | "plateau":
+            return shapes.constant
+        case "step":
+            size = schedule.step_size or span.length / 3
+            return lambda t: shapes.step(t, size, gamma)
+        case "multistep":
+            milestones = schedule.milestones or (span.length / 2, span.length * 3 / 4)
+            return lambda t: shapes.multistep(t, milestones, gamma)
+        case "exponential" if schedule.k is not None:
+            k = schedule.k
+            return lambda t: shapes.exponential_rate(t, k)
+        case "exponential":
+            every = schedule.decay_every or span.length
+            return lambda t: shapes.exponential(t, gamma, every)
+        case "inverse_sqrt":
+            timescale = schedule.timescale or span.warmup or 10_000 * span.last
+            return lambda t: shapes.inverse_sqrt(t, timescale)
+        case "noam":
+            return lambda t: shapes.noam(t / span.last + 1.0, schedule.d_model, schedule.noam_warmup)
+        case "one_cycle":
+            return one_cycle(schedule, span).factor
+    return None
+
+
+def _share(schedule: Schedule, span: Span) -> Curve:
+    def by_progress(shape: Curve) -> Curve:
+        return lambda t: shape(t / span.length)
+
+    match schedule.type:
+        case "linear":
+            return by_progress(shapes.linear)
+        case "polynomial":
+            return by_progress(lambda progress: shapes.polynomial(progress, schedule.power))
+        case "wsd":
+            return by_progress(lambda progress: shapes.wsd(progress, schedule.decay_fraction, schedule.decay_shape))
+        case "cosine_restarts":
+            t_0 = schedule.t_0 or span.length / 3
+            return lambda t: shapes.cosine_restarts(t, t_0, schedule.t_mult)
+        case "triangular" | "triangular2" | "exp_range" as kind:
+            up = schedule.step_size_up or span.length / 8
+            down = schedule.step_size_down or up
+            # unless stated, the height of exp_range has fallen to a tenth at the end
+            gamma = 0.1 ** (1.0 / span.length) if schedule.gamma is None else schedule.gamma
+            return lambda t: cycle_share(t, kind, up, down, gamma)
+        case "custom":
+            return by_progress(_imported(schedule.function or ""))
+    return by_progress(shapes.cosine)
+
+
+def _imported(path: str) -> Curve:
+    """A user's own shape, tried over its whole range before it is trusted."""
+    module, _, name = path.rpartition(".")
+    try:
+        shape = getattr(importlib.import_module(module), name)
+        shares = np.array([float(shape(progress)) for progress in np.linspace(0.0, 1.0, _CHECKED_POINTS)])
+    except Exception as error:  # whatever the user's code happens to raise
+        raise _unusable(path, f"cannot be used: {type(error).__name__}: {error}") from error
+    wrong = shares[~((shares >= 0.0) & (shares <= 1.0))]
+    if wrong.size:
+        raise _unusable(path, f"returned {wrong[0]:g}")
+    return shape  # type: ignore[no-any-return]
+
+
+def _unusable(path: str, reason: str) -> RecipeError:
+    return RecipeError(
+        [
+            Problem(
+                "schedule.function",
+                f"found {path!r}, which {reason}; allowed: package.module.function that takes the progress of the "
+                "span, from 0 to 1, and returns the share of the way from floor to peak, from 0 to 1",
+            )
+        ]
+    )
