@@ -14,7 +14,7 @@ from ds_pretrain.engine.consolidate import whole_weights
 LAYERWISE = ["param_groups.kind=layerwise", "param_groups.decay=0.5"]
 FROZEN = ["param_groups.kind=patterns", "param_groups.table={'*.layers.0.*': 0, '*norm*': 0.5}"]
 SAVED = ["checkpoint.every_steps=6", "checkpoint.keep_last=9"]
-FROZEN_CASES = [(1, "bf16"), (3, "fp32")]
+FROZEN_CASES = [(1, "fp32"), (1, "bf16"), (3, "bf16")]
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +23,23 @@ def runs(train_many: Many, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = f"run.output_dir={folder}"
     layerwise = [[output, f"run.name=zero{zero}", f"deepspeed.zero_stage={zero}", *LAYERWISE] for zero in range(4)]
     frozen = [
-        [output, f"run.name=frozen{zero}", f"deepspeed.zero_stage={zero}", f"precision={precision}", *FROZEN, *SAVED]
+        [
+            output,
+            f"run.name=frozen{zero}-{precision}",
+            f"deepspeed.zero_stage={zero}",
+            f"precision={precision}",
+            *FROZEN,
+            *SAVED,
+        ]
         for zero, precision in FROZEN_CASES
     ]
     started = train_many(2, [*layerwise, *frozen])
     (folder / "output.txt").write_text(started.stdout, encoding="utf-8")
     resumed = []
-    for variant, (zero, _) in zip(frozen, FROZEN_CASES, strict=True):
-        shutil.copytree(folder / f"frozen{zero}", folder / "stopped" / f"frozen{zero}")
-        shutil.rmtree(folder / f"stopped/frozen{zero}/checkpoints/step_00000012")
+    for variant, (zero, precision) in zip(frozen, FROZEN_CASES, strict=True):
+        name = f"frozen{zero}-{precision}"
+        shutil.copytree(folder / name, folder / "stopped" / name)
+        shutil.rmtree(folder / f"stopped/{name}/checkpoints/step_00000012")
         resumed.append([*variant, f"run.output_dir={folder / 'stopped'}", "checkpoint.resume=must"])
     train_many(2, resumed)
     return folder
@@ -67,24 +75,27 @@ def test_one_rank_tells_of_the_groups_at_the_start(runs: Path) -> None:
     # 400 x 32 numbers; the peaks of three stages, 1, 0.5 and 0.7 times 0.01, all divided by 8
     expected = ["embeddings.no_decay", "embeddings", "12.8k", "0.125", "0.0013", "0.00063", "0.00087", "0"]
     assert tables == [expected] * 4
-    assert text.count("x0.frozen") == 2
+    assert text.count("x0.frozen") == 3
 
 
 @pytest.mark.parametrize(("zero", "precision"), FROZEN_CASES)
-def test_what_is_frozen_is_saved_resumed_and_never_moved(runs: Path, zero: int, precision: str) -> None:
-    run = runs / f"frozen{zero}"
-    first, last = (whole_weights(run / f"checkpoints/step_{step:08d}") for step in (6, 12))
-    assert first.keys() == last.keys()
-    same = {name for name in first if bool((first[name] == last[name]).all())}
-    assert same == {name for name in first if ".layers.0." in name}
-    assert len(same) == 9
-    for line in steps(run):
+def test_a_run_with_frozen_layers_resumes_with_the_same_lines(runs: Path, zero: int, precision: str) -> None:
+    name = f"frozen{zero}-{precision}"
+    for line in steps(runs / name):
         assert line["lr_groups"] == {
             "x1.decay": line["lr"],
             "x1.no_decay": line["lr"],
             "x0.5.no_decay": line["lr"] / 2,
         }
-    # from the checkpoint at step 6 on, the same lines and the same weights
-    assert metrics(runs / "stopped" / run.name) == metrics(run)
-    resumed = whole_weights(runs / "stopped" / run.name / "checkpoints/step_00000012")
-    assert all(bool((resumed[name] == last[name]).all()) for name in last)
+    assert metrics(runs / "stopped" / name) == metrics(runs / name)
+
+
+@pytest.mark.parametrize("name", ["frozen1-fp32", "frozen1-bf16", "frozen3-bf16"])
+def test_what_is_frozen_is_saved_and_never_moved(runs: Path, name: str) -> None:
+    first, last = (whole_weights(runs / name / f"checkpoints/step_{step:08d}") for step in (6, 12))
+    assert first.keys() == last.keys()
+    same = {key for key in first if bool((first[key] == last[key]).all())}
+    assert same == {key for key in first if ".layers.0." in key}
+    assert len(same) == 9
+    resumed = whole_weights(runs / "stopped" / name / "checkpoints/step_00000012")
+    assert all(bool((resumed[key] == last[key]).all()) for key in last)
