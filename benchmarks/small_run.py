@@ -20,9 +20,9 @@ import yaml
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "ds_configs/quickstart.yaml"
 PRETRAIN = ROOT / "launch/pretrain.py"
-# Not the code measured, but what would drown it. Threads that spin while they wait make a step several times longer where
-# another program wants the cores. And glibc's allocator gives large blocks back to the system, or keeps them, by what a
-# process freed before, so that two processes with the same loop can differ by 4% for as long as they live.
+# Not the code measured, but what would drown it. Threads that spin while they wait make a step several times longer
+# where another program wants the cores. And glibc's allocator gives large blocks back to the system, or keeps them, by
+# what a process freed before, so that two processes with the same loop can differ by 4% for as long as they live.
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
