@@ -270,6 +270,63 @@ def test_recipes_as_arguments_and_by_option(run: Run, recipe_file: RecipeFile) -
     assert run("plan", first, third, second).out.startswith("second: ")
 
 
+def test_groups_show_rates_and_what_was_assumed(run: Run, recipe_file: RecipeFile) -> None:
+    path = recipe_file(
+        *FOUR_STEPS,
+        "model.config={n_layer: 2, n_embd: 32, n_head: 2}",
+        "curriculum.stages=[{step: 0, lr_multiplier: 4}, {step: 2, lr_multiplier: 2}]",
+        "param_groups={kind: layerwise, decay: 0.5}",
+    )
+    answer = run("plan", path, "--groups")
+    assert (answer.code, answer.err) == (0, "")
+    table = [line.split() for line in answer.out.splitlines() if ".decay" in line or ".no_decay" in line]
+    # a GPT-2 layer of width 32: 12 x 32^2 weights, 9 x 32 biases and 4 x 32 of norms; 16 positions
+    assert table == [
+        ["head.no_decay", "head", "64", "1", "0.04", "0.02", "0"],
+        ["layer_1.decay", "1", "12.3k", "0.5", "0.02", "0.01", "0.1"],
+        ["layer_1.no_decay", "1", "416", "0.5", "0.02", "0.01", "0"],
+        ["layer_0.decay", "0", "12.3k", "0.25", "0.01", "0.005", "0.1"],
+        ["layer_0.no_decay", "0", "416", "0.25", "0.01", "0.005", "0"],
+        ["embeddings.no_decay", "embeddings", "1.61M", "0.125", "0.005", "0.0025", "0"],
+    ]
+    assert "vocabulary assumed: 50304: the model's default, as no tokenizer is at hand yet" in answer.out
+    assert max(len(line) for line in answer.out.splitlines()) <= 80
+
+
+def test_groups_in_json_name_every_parameter(run: Run, recipe_file: RecipeFile) -> None:
+    path = recipe_file(
+        *FOUR_STEPS,
+        "model.config={n_layer: 2, n_embd: 32, n_head: 2}",
+        "data.train={text: nowhere}",
+        "tokenizer.train.vocab_size=500",
+        "param_groups={kind: two_group, backbone_multiplier: 0}",
+    )
+    document = json.loads(run("plan", path, "--groups", "--json").out)
+    assert document["assumed"]["vocab_size"].startswith("512: tokenizer.train.vocab_size")
+    head, backbone = document["groups"]
+    assert head == {
+        "name": "head.no_decay",
+        "layers": "head",
+        "parameters": 64,
+        "multiplier": 1.0,
+        "peak_lrs": [0.01],
+        "weight_decay": 0.0,
+        "parameter_names": ["transformer.ln_f.weight", "transformer.ln_f.bias"],
+    }
+    assert (backbone["name"], backbone["layers"], backbone["peak_lrs"]) == ("backbone.frozen", "embeddings, 0-1", [0.0])
+    assert backbone["parameters"] == (512 + 16) * 32 + 2 * (12 * 32**2 + 13 * 32)
+    assert len(backbone["parameter_names"]) == 2 + 2 * 12
+    assert "groups" not in json.loads(run("plan", path, "--json").out)
+
+
+def test_a_pattern_that_names_nothing_is_found_by_the_plan(run: Run, recipe_file: RecipeFile) -> None:
+    path = recipe_file(*FOUR_STEPS, "param_groups={kind: patterns, table: {wpe: 0.1}}")
+    assert run("plan", path).code == 0
+    answer = run("plan", path, "--groups")
+    assert (answer.code, answer.out) == (2, "")
+    assert "param_groups.table: found pattern 'wpe', which decides nothing" in answer.err
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_plans(run: Run, path: Path) -> None:
     answer = run("plan", path, "--json")

@@ -235,7 +235,7 @@ def param_groups(recipe: Recipe) -> Sequence[Problem]:
         for key, kind in uses.items()
         if key in settings.model_fields_set and "kind" not in settings.model_fields_set
     ]
-    if settings.kind == "patterns" and not settings.table:
+    if settings.kind == "patterns" and "table" not in settings.model_fields_set:
         problems.append(Problem("param_groups.table", "is required for kind patterns, e.g. {'*.wte.*': 0.1}"))
     return problems
 

@@ -154,6 +154,15 @@ BAD = [
         "schedule.warmup: states tokens and steps; allowed: one of tokens, steps, fraction",
     ),
     (
+        "param_groups.decay=0.9",
+        "param_groups.decay: does nothing without param_groups.kind; give kind: layerwise, or leave it out",
+    ),
+    ("param_groups.kind=patterns", "param_groups.table: is required for kind patterns, e.g. {'*.wte.*': 0.1}"),
+    (
+        "param_groups.no_decay=['*.wte.*', 3]",
+        "param_groups.no_decay.1: found 3; allowed: text (in quotes where it looks like a number)",
+    ),
+    (
         "deepspeed.offload_param={device: cpu}",
         "deepspeed.offload_param: needs deepspeed.zero_stage 3, found 1",
     ),
@@ -220,7 +229,7 @@ def test_the_heading_names_source_and_number() -> None:
         "deepspeed.offload_param.pin_memory=true",
         "curriculum.pacing={fraction: 0.3}",
         "curriculum.grad_clip=wide",
-        "param_groups.table={a: x}",
+        "param_groups={kind: patterns, table: {a: x}}",
         "model=gpt2",
         "data=mine",
         "curriculum.foo=1",

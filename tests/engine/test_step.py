@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param
 from support import recipe
 from torch import Tensor
@@ -27,6 +28,7 @@ from ds_pretrain.engine.step import Requests, StepResult, train_batch
 from ds_pretrain.errors import TrainingError
 from ds_pretrain.model.build import Vocabulary, build_model, model_config
 from ds_pretrain.model.groups import parameter_groups
+from ds_pretrain.model.layers import layer_depths
 from ds_pretrain.model.loss import CausalLmLoss
 from ds_pretrain.model.size import parameter_count
 
@@ -46,6 +48,9 @@ ENGINES: list[tuple[int, Precision]] = [
     *((zero, precision) for zero in (1, 2, 3) for precision in ("fp32", "bf16")),
 ]
 
+# of decay 0.5 on two layers, by what a parameter's name contains
+MULTIPLIERS = {"embed": 0.125, "layers.0.": 0.25, "layers.1.": 0.5, "model.norm": 1.0}
+
 Weights = Mapping[str, Tensor]
 
 
@@ -60,10 +65,13 @@ class Subject:
     def weights(self) -> dict[str, Tensor]:
         """Whole weights as the optimizer has them, in fp32."""
         sharded = self.engine.zero_optimization() or self.engine.bfloat16_enabled()
-        return {
-            name: (safe_get_full_fp32_param(parameter) if sharded else parameter).detach().float().clone()
-            for name, parameter in self.engine.module.named_parameters()
-        }
+        weights = {}
+        for name, parameter in self.engine.module.named_parameters():
+            # the optimizer does not have what is frozen; ZeRO 3 has it in parts all the same
+            with GatheredParameters([parameter], enabled=not parameter.requires_grad):
+                whole = safe_get_full_fp32_param(parameter) if sharded and parameter.requires_grad else parameter
+                weights[name] = whole.detach().float().clone()
+        return weights
 
     def step(self, stage: StagePlan, batch: StepBatch, lr: float = 1.0) -> StepResult:
         apply_stage(self.engine, stage)
@@ -142,7 +150,7 @@ def make(ranks: Ranks) -> Iterator[Make]:
         *,
         stages: Sequence[Mapping[str, Any]] = STAGES,
         optimizer: Mapping[str, Any] = SGD,
-        multipliers: Sequence[float] = (1.0, 1.0),
+        param_groups: Mapping[str, Any] = {},
         dropout: float = 0.0,
         deepspeed: Mapping[str, Any] = {},
     ) -> Subject:
@@ -150,6 +158,7 @@ def make(ranks: Ranks) -> Iterator[Make]:
             data={"max_seq_len": 32},
             curriculum={"stages": stages},
             optimizer=optimizer,
+            param_groups=param_groups,
             precision=precision,
             deepspeed={"zero_stage": zero, **deepspeed},
         )
@@ -164,8 +173,6 @@ def make(ranks: Ranks) -> Iterator[Make]:
             build_model(section, config, zero3_config=document if partitioned else None), WHOLE_LOGITS
         )
         groups = parameter_groups(module.model, settings.optimizer, settings.param_groups)
-        for group, multiplier in zip(groups, multipliers, strict=True):
-            group["lr_multiplier"] = multiplier
         engine = build_engine(module, groups, document)
         made.append(engine)
         return Subject(engine, plan, lambda: CausalLmLoss(build_model(section, config), WHOLE_LOGITS))
@@ -342,23 +349,55 @@ def test_a_shape_that_does_not_fit_is_named(make: Make) -> None:
 
 
 @pytest.mark.parametrize(("zero", "precision"), ENGINES)
-def test_every_group_has_its_own_learning_rate(make: Make, zero: int, precision: Precision) -> None:
-    multipliers = {"decay": 1.0, "no_decay": 0.25}
-    subject = make(zero, precision, multipliers=list(multipliers.values()))
+def test_every_group_moves_by_its_own_learning_rate(make: Make, zero: int, precision: Precision) -> None:
+    subject = make(zero, precision, param_groups={"kind": "layerwise", "decay": 0.5})
     stage = subject.plan.stages[0]
     before = subject.weights()
     batch = random_batch(stage)
     subject.step(stage, batch, lr=0.5)
-    assert learning_rates(subject.engine) == {"decay": 0.5, "no_decay": 0.125}
+    assert learning_rates(subject.engine) == {
+        "head.no_decay": 0.5,
+        "layer_1.decay": 0.25,
+        "layer_1.no_decay": 0.25,
+        "layer_0.decay": 0.125,
+        "layer_0.no_decay": 0.125,
+        "embeddings.no_decay": 0.0625,
+    }
     _, gradient = subject.gradient(before, batch.micro_batches)
     change = difference(before, subject.weights())
-    groups = decay_groups(subject.plain(), 0.0, decay_embeddings=False)
-    plain = {name: parameter.shape for name, parameter in subject.plain().named_parameters()}
-    matrices = {name for name, shape in plain.items() if len(shape) > 1 and "embed" not in name}
-    assert sorted(len(group["params"]) for group in groups) == sorted([len(matrices), len(plain) - len(matrices)])
     for name, part in gradient.items():
-        lr = 0.5 * multipliers["decay" if name in matrices else "no_decay"]
-        assert relative_distance({name: change[name]}, {name: lr * part}) <= 0.01
+        multiplier = next(value for text, value in MULTIPLIERS.items() if text in name)
+        assert relative_distance({name: change[name]}, {name: 0.5 * multiplier * part}) <= 0.01
+
+
+@pytest.mark.parametrize(("zero", "precision"), ENGINES)
+def test_a_group_with_factor_zero_stays_as_it_is_and_costs_no_optimizer(
+    make: Make, zero: int, precision: Precision
+) -> None:
+    frozen = {"*.layers.0.*": 0.0, "*embed*": 0.0}
+    optimizer = {**SGD, "momentum": 0.9}
+    subject = make(zero, precision, optimizer=optimizer, param_groups={"kind": "patterns", "table": frozen})
+    assert list(learning_rates(subject.engine)) == ["x1.decay", "x1.no_decay"]
+    before = subject.weights()
+    batch = random_batch(subject.plan.stages[1])
+    result = subject.step(subject.plan.stages[1], batch)
+    change = difference(before, subject.weights())
+    still = {name for name in change if "layers.0." in name or "embed" in name}
+    assert all(not change[name].any() for name in still)
+    _, gradient = subject.gradient(before, batch.micro_batches)
+    trained = {name: part for name, part in gradient.items() if name not in still}
+    assert relative_distance({name: change[name] for name in trained}, trained) <= 0.01
+    assert result.grad_norm == pytest.approx(norm(trained), rel=1e-2)
+    states = subject.engine.basic_optimizer.state.values()
+    held = sum(state["momentum_buffer"].numel() for state in states)
+    # ZeRO pads what it partitions by less than a hundred
+    assert 0 <= held - sum(part.numel() for part in trained.values()) < 100
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_layers_are_found_in_a_partitioned_model(make: Make, zero: int) -> None:
+    subject = make(zero)
+    assert layer_depths(subject.engine.module.model) == layer_depths(subject.plain().model)
 
 
 @pytest.mark.parametrize("zero", range(4))
