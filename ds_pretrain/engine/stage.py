@@ -67,6 +67,17 @@ def set_learning_rate(engine: DeepSpeedEngine, lr: float, newcomers: Newcomers =
         group["lr"] = _group_rate(group, lr, newcomers)
 
 
+def set_momentum(engine: DeepSpeedEngine, momentum: float | None) -> None:
+    """Sets every group's momentum, or first beta; None leaves them as they are."""
+    if momentum is None:
+        return
+    for group in engine.basic_optimizer.param_groups:
+        if "betas" in group:
+            group["betas"] = (momentum, *group["betas"][1:])
+        else:
+            group["momentum"] = momentum
+
+
 def learning_rates(engine: DeepSpeedEngine) -> Mapping[str, float]:
     """Learning rate of every group, by name, as the optimizer that takes the step has it."""
     return {group["name"]: group["lr"] for group in engine.basic_optimizer.param_groups}

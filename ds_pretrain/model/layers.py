@@ -61,6 +61,16 @@ def num_layers(model: PreTrainedModel) -> int:
     return len(_layers(model)[1])
 
 
+def has_learned_positions(model: PreTrainedModel) -> bool:
+    """Whether positions are an embedding that is learned, one row a position."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    tokens = model.get_input_embeddings()
+    return positions is not None and any(
+        isinstance(part, nn.Embedding) and part is not tokens and part.num_embeddings >= positions
+        for part in model.modules()
+    )
+
+
 def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     found: dict[str, nn.ModuleList] = {}
     for name, part in model.named_modules():

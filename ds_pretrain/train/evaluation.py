@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,6 +82,17 @@ class Evaluator:
             part = texts[starts[first : first + micro]].astype(np.int64)
             targets = np.where(counted[first : first + micro, None], part[:, 1:], IGNORED_TARGET)
             yield torch.from_numpy(part[:, :-1].copy()), torch.from_numpy(targets)
+
+
+def full_length_loss(lines: Sequence[Mapping[str, Any]]) -> float:
+    """The validation loss that decisions follow: at the longest length evaluated, the mean over its sources, in nats.
+
+    Args:
+        lines: what ``Evaluator.evaluate`` returned.
+    """
+    longest = max(line["seq_len"] for line in lines)
+    losses = [line["val_loss"] for line in lines if line["seq_len"] == longest]
+    return float(sum(losses) / len(losses))
 
 
 def _spread(prefix: Path, max_seq_len: int, windows: int) -> tuple[NDArray[np.generic], NDArray[np.int64]]:

@@ -20,6 +20,7 @@ from ds_pretrain.engine.deepspeed_json import zero_stage_warnings
 from ds_pretrain.engine.ranks import Ranks, barrier, device_description, start_ranks, stop_ranks
 from ds_pretrain.errors import TrainingError, UserError
 from ds_pretrain.model.group_rows import is_plain
+from ds_pretrain.model.layers import has_learned_positions
 from ds_pretrain.model.size import parameter_count, product_parameters
 from ds_pretrain.observe.group_table import group_table
 from ds_pretrain.observe.jsonl import JsonlTracker
@@ -120,6 +121,7 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
         tracker=tracker,
         progress=progress,
         layers=layers,
+        learned_positions=has_learned_positions(model),
         evaluator=Evaluator(setup.corpus.validation, recipe, ranks) if setup.corpus.validation else None,
         corpus=setup.corpus.fingerprint,
         positions_per_epoch=setup.positions,

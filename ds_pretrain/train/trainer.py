@@ -15,14 +15,22 @@ from ds_pretrain.engine.build import Engine
 from ds_pretrain.engine.checkpoint import save_checkpoint
 from ds_pretrain.engine.checkpoint_files import delete_checkpoint, list_checkpoints, superseded
 from ds_pretrain.engine.ranks import Ranks
-from ds_pretrain.engine.stage import Newcomers, applied_clip, apply_stage, learning_rates, set_learning_rate
+from ds_pretrain.engine.stage import (
+    Newcomers,
+    applied_clip,
+    apply_stage,
+    learning_rates,
+    set_learning_rate,
+    set_momentum,
+)
 from ds_pretrain.engine.step import Requests, StepResult, train_batch
 from ds_pretrain.errors import TrainingError
 from ds_pretrain.guards import GuardState, after_step, is_bad_step, loss_ratio
 from ds_pretrain.observe.progress import ProgressReporter
 from ds_pretrain.observe.tracker import Tracker
 from ds_pretrain.schedules import LearningRateSchedule
-from ds_pretrain.train.evaluation import Evaluator
+from ds_pretrain.schedules.plateau import PlateauState, after_evaluation
+from ds_pretrain.train.evaluation import Evaluator, full_length_loss
 from ds_pretrain.train.metrics import StepTimes, step_record
 from ds_pretrain.train.run_folder import CHECKPOINTS
 from ds_pretrain.train.stop import StopRequest
@@ -37,11 +45,13 @@ class Position:
         step: optimizer steps done.
         stage: index of the stage that the last one belonged to; its layers are what the engine trains.
         guard: what the guards remember.
+        plateau: what the schedule of that type remembers.
     """
 
     step: int = 0
     stage: int = 0
     guard: GuardState = GuardState()
+    plateau: PlateauState = PlateauState()
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Job:
         tracker: where records go; called on rank 0 alone.
         progress: what the terminal shows; None on other ranks.
         layers: which layers the stages train.
+        learned_positions: whether the model learns its position embeddings, of which short stages train the first.
         evaluator: None where there is no validation corpus.
         corpus: fingerprint of the training tokens.
         positions_per_epoch: length of an epoch of the training corpus.
@@ -70,6 +81,7 @@ class Job:
     tracker: Tracker
     progress: ProgressReporter | None
     layers: TrainedLayers
+    learned_positions: bool
     evaluator: Evaluator | None
     corpus: str
     positions_per_epoch: int
@@ -96,6 +108,7 @@ class Trainer:
         self.step = position.step
         self.trained = job.plan.stages[position.stage]
         self.guard = position.guard
+        self.plateau = position.plateau
         self.saved_step = position.step if position.step else -1
         self.last_save = time.monotonic()
 
@@ -122,9 +135,10 @@ class Trainer:
             if stage is None or batch.stage != stage.index:
                 stage = self._enter(batch.stage)
             tokens = stage.tokens_before(self.step)
-            lr = self.schedule.lr(self.step, tokens)
+            lr = self.schedule.lr(self.step, tokens) * self.plateau.factor
             newcomers = Newcomers(stage.index, fresh_share(stage, self.step))
             set_learning_rate(self.engine, lr, newcomers)
+            set_momentum(self.engine, self.schedule.momentum(self.step, tokens))
             result = train_batch(self.engine, batch, stage.tokens_per_step, lr, self._requests(), newcomers)
             self.step += 1
             self._record(stage, result, lr, StepTimes(time.monotonic() - began, data_seconds))
@@ -205,6 +219,19 @@ class Trainer:
         if self.job.progress is not None:
             losses = ", ".join(f"{line['val_loss']:.4f} at {line['seq_len']}" for line in lines)
             self.job.progress.message(f"step {self.step}: validation loss {losses}")
+        self._follow_plateau(stage, full_length_loss(lines))
+
+    def _follow_plateau(self, stage: StagePlan, val_loss: float) -> None:
+        # position embeddings that short stages do not train make the loss at full length a matter of the last stage
+        early = self.job.learned_positions and stage.index < len(self.job.plan.stages) - 1
+        if self.job.recipe.schedule.type != "plateau" or early:
+            return
+        before = self.plateau.factor
+        self.plateau = after_evaluation(self.plateau, val_loss, self.job.recipe.schedule)
+        if self.plateau.factor < before:
+            self.event("plateau", factor=self.plateau.factor, val_loss=val_loss)
+            if self.job.progress is not None:
+                self.job.progress.message(f"step {self.step}: plateau, learning rate x {self.plateau.factor:g}")
 
     def _save_due(self) -> bool:
         every = self.job.recipe.checkpoint.every_steps
@@ -221,6 +248,7 @@ class Trainer:
             "world_size": self.job.ranks.world_size,
             "corpus": self.job.corpus,
             "guard": asdict(self.guard),
+            "plateau": asdict(self.plateau),
         }
         folder = save_checkpoint(self.engine, self.job.folder / CHECKPOINTS, state, self.job.ranks)
         self.saved_step, self.last_save = self.step, time.monotonic()
@@ -243,4 +271,9 @@ class Trainer:
 
 def position_from(state: dict[str, Any]) -> Position:
     """The position that a checkpoint's state tells."""
-    return Position(step=state["step"], stage=state["stage"], guard=GuardState(**state["guard"]))
+    return Position(
+        step=state["step"],
+        stage=state["stage"],
+        guard=GuardState(**state["guard"]),
+        plateau=PlateauState(**state["plateau"]),
+    )

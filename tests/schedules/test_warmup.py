@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ds_pretrain.schedules.warmup import WarmupShape, warmup_lr
+
+SHAPES: tuple[WarmupShape, ...] = ("linear", "cosine", "inverse", "constant")
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ("linear", [0.25, 0.5, 0.75, 1.0]),
+        ("cosine", [(1 - math.sqrt(0.5)) / 2, 0.5, (1 + math.sqrt(0.5)) / 2, 1.0]),
+        ("inverse", [0.5, 1 / math.sqrt(3), 1 / math.sqrt(2), 1.0]),
+        ("constant", [1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_by_hand(shape: WarmupShape, expected: list[float]) -> None:
+    assert [warmup_lr(shape, 0.0, 1.0, k, 4) for k in range(4)] == pytest.approx(expected, abs=1e-15)
+    down = [warmup_lr(shape, 3.0, 1.0, k, 4) for k in range(4)]
+    assert down == pytest.approx([3.0 - 2.0 * share for share in expected], abs=1e-15)
+
+
+@given(st.sampled_from(SHAPES), st.floats(0, 1), st.floats(0, 1), st.integers(1, 500))
+def test_it_moves_one_way_and_ends_at_the_target(
+    shape: WarmupShape, entry: float, target: float, warmup_steps: int
+) -> None:
+    rates = [entry, *(warmup_lr(shape, entry, target, k, warmup_steps) for k in range(warmup_steps))]
+    assert rates[-1] == pytest.approx(target, abs=1e-15)
+    ups = [after - before for before, after in zip(rates, rates[1:], strict=False)]
+    assert all(up * (target - entry) >= -1e-15 for up in ups)
