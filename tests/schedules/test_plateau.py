@@ -50,5 +50,5 @@ def test_a_loss_that_is_no_number_is_a_bad_evaluation() -> None:
 
 
 def test_it_needs_a_validation_loss() -> None:
-    with pytest.raises(RecipeError, match="found plateau, which follows the validation loss; give data.validation"):
+    with pytest.raises(RecipeError, match=r"found plateau, which follows the validation loss; give data\.validation"):
         recipe(schedule={"type": "plateau"})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -32,5 +33,5 @@ def test_it_moves_one_way_and_ends_at_the_target(
 ) -> None:
     rates = [entry, *(warmup_lr(shape, entry, target, k, warmup_steps) for k in range(warmup_steps))]
     assert rates[-1] == pytest.approx(target, abs=1e-15)
-    ups = [after - before for before, after in zip(rates, rates[1:], strict=False)]
+    ups = [after - before for before, after in pairwise(rates)]
     assert all(up * (target - entry) >= -1e-15 for up in ups)
