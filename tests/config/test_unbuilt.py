@@ -24,7 +24,6 @@ REFUSED = [
     "safety.spike_sigma=3",
     "checkpoint.asynchronous=true",
     "checkpoint.keep_best=true",
-    "lr_finder.steps=50",
     "tracking.tensorboard=true",
     "curriculum.stages.0.trainable_layers=2",
 ]
@@ -36,7 +35,7 @@ ACCEPTED = [
     "optimizer.type=sgd",
     "safety.max_consecutive_bad_steps=3",
     "safety.max_rollbacks=3",
-    "lr_finder.steps=200",
+    "lr_finder.steps=50",
     "curriculum.stages.0.trainable_layers=null",
 ]
 
