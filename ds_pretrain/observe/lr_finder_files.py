@@ -65,7 +65,9 @@ def write_results(folder: Path, recipe: Recipe, plan: Plan, found: Mapping[Shape
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RESULTS).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        (folder / OVERLAY).write_text(heading + yaml.safe_dump(overlay, sort_keys=False), encoding="utf-8")
+        (folder / OVERLAY).write_text(
+            heading + yaml.safe_dump(overlay, sort_keys=False, default_flow_style=None, width=120), encoding="utf-8"
+        )
         plot_finder(found, recipe.run.name, recipe.lr_finder.smoothing, folder / PICTURE)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error

@@ -42,11 +42,14 @@ class SweepTrainer:
         Returns:
             A point for every step taken.
         """
-        first = replace(stage, index=0, start_step=0, end_step=len(rates), start_tokens=0, start_cursor=0)
+        settings = self.setup.recipe.lr_finder
+        # as many steps whatever the rates: rows are shuffled over the whole stage, and all sweeps are to see the same
+        steps = max(stage.num_steps, settings.steps + settings.warm_start_steps, len(rates))
+        first = replace(stage, index=0, start_step=0, end_step=steps, start_tokens=0, start_cursor=0)
         apply_stage(self.engine, first)
         points: list[SweepPoint] = []
         with open_loader(self.setup, self.ranks, [first], 0) as loader:
-            for lr, batch in zip(rates, loader, strict=True):
+            for lr, batch in zip(rates, loader, strict=False):
                 set_learning_rate(self.engine, lr)
                 result = train_batch(self.engine, batch, first.tokens_per_step, lr, Requests())
                 bad = is_bad_step(result.loss, result.skipped, result.loss_scale, self.setup.min_loss_scale)

@@ -57,8 +57,8 @@ def test_a_restored_engine_does_to_the_bit_what_it_did(courses: Any, case: tuple
         assert len(first[1]) == 4
         assert all(math.isfinite(loss) for loss in first[1])
         assert first == second == third  # weights before and after, every loss, and what is drawn next
-    ranks = courses[case]
-    assert [course[1] for course in ranks[0]] == pytest.approx([course[1] for course in ranks[1]], nan_ok=True)
+    losses = [repr([course[1] for course in rank]) for rank in courses[case]]
+    assert losses[0] == losses[1]  # as text, in which one NaN equals another
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
@@ -90,7 +90,7 @@ def test_every_length_is_swept_to_its_end_whatever_happens(found: tuple[Path, st
     for each in lengths:
         assert each["climb_ending"] in ("diverged", "not finite")
         assert each["climb"][0]["loss"] == each["search"][0]["loss"]  # the same weights and rows
-        assert 1e-3 <= each["steepest"]
+        assert each["steepest"] >= 1e-3
         assert 1e-3 / 2 <= each["edge"] < 1e10
         assert each["suggestion"] == each["edge"] / 3
         last = each["climb"][-1]
@@ -100,8 +100,9 @@ def test_every_length_is_swept_to_its_end_whatever_happens(found: tuple[Path, st
 def test_the_overlay_is_a_recipe_with_the_found_rates(found: tuple[Path, str], base: Path) -> None:
     folder = found[0] / "lr_finder"
     overlay = str(folder / "overlay.yaml")
-    command = [sys.executable, "-m", "ds_pretrain.cli", "plan", "--config", str(base), "--config", overlay]
-    planned = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, check=False)
+    program = "from ds_pretrain.cli import main; main()"
+    command = [sys.executable, "-c", program, "plan", "--json", "--config", str(base), "--config", overlay]
+    planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert planned.returncode == 0, planned.stderr
     lengths = json.loads((folder / "results.json").read_text(encoding="utf-8"))["lengths"]
     assert [stage["peak_lr"] for stage in json.loads(planned.stdout)["stages"]] == [
