@@ -16,6 +16,7 @@ from ds_pretrain.curriculum.lr_overlay import Shape, shapes
 from ds_pretrain.engine.deepspeed_json import zero_stage_warnings
 from ds_pretrain.engine.ranks import Ranks, device_description
 from ds_pretrain.engine.snapshot import EngineSnapshot
+from ds_pretrain.errors import UserError
 from ds_pretrain.observe.logs import quiet_libraries
 from ds_pretrain.observe.lr_finder_files import OVERLAY, LengthResult, write_results
 from ds_pretrain.observe.lr_finder_table import finder_table
@@ -54,6 +55,7 @@ def find_learning_rates(files: Sequence[Path], overrides: Sequence[str], out: Pa
 
 def _find(recipe: Recipe, ranks: Ranks, arguments: Sequence[str], out: Path | None) -> None:
     folder = out or run_folder(recipe) / FOLDER
+    on_main(ranks, lambda: _make(folder))  # before minutes are spent
     quiet_libraries(None)
     setup = prepare_run(recipe, ranks, fresh=True)
     quiet_libraries(folder if ranks.is_main else None)
@@ -69,11 +71,10 @@ def _find(recipe: Recipe, ranks: Ranks, arguments: Sequence[str], out: Path | No
     trainer = SweepTrainer(engine, setup, ranks)
     snapshot = EngineSnapshot(engine, folder / _STATE, ranks)
     found: dict[Shape, LengthResult] = {}
-    try:
-        for shape, stage in wanted.items():
-            found[shape] = sweep_length(trainer, snapshot, stage, _Progress(ranks, stage))
-    finally:
-        snapshot.delete()
+    for shape, stage in wanted.items():
+        found[shape] = sweep_length(trainer, snapshot, stage, _Progress(ranks, stage))
+    # not after an error: a rank that failed alone would wait for the others; the next finder clears what is left
+    snapshot.delete()
     on_main(ranks, lambda: write_results(folder, recipe, setup.plan, found))
     if ranks.is_main:
         Console().print(finder_table(recipe.run.name, found))
@@ -109,6 +110,13 @@ def sweep_length(
     snapshot.restore()
     climb = trainer.train(stage, rates, climb_is_over)
     return LengthResult(tuple(search), tuple(climb), find_rates(search, climb, settings))
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another with --out") from error
 
 
 class _Progress:

@@ -123,6 +123,15 @@ def test_only_its_own_folder_is_written(found: tuple[Path, str], base: Path) -> 
     assert f"--config {run / 'lr_finder/overlay.yaml'}" in printed
 
 
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_swept(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    out = tmp_path / "file/out"
+    result = launch(ROOT / "launch/find_lr.py", "--config", str(base), f"run.output_dir={tmp_path}", "--out", str(out))
+    assert result.returncode == 2
+    assert result.stderr.count(f"{out}: cannot be made (Not a directory); choose another with --out") == 1
+    assert "Traceback" not in result.stderr
+
+
 def test_bad_input_ends_with_one_message(base: Path, tmp_path: Path) -> None:
     overrides = ["lr_finder.end_lr=1e-9", f"run.output_dir={tmp_path}"]
     result = launch(ROOT / "launch/find_lr.py", "--config", str(base), *overrides, "--out", str(tmp_path / "out"))
