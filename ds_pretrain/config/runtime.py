@@ -129,18 +129,20 @@ class Evaluation(Section):
 
 
 class LrFinder(Section):
-    """The learning-rate sweep."""
+    """The learning-rate finder: two sweeps for every length, both exponential and at the same pace."""
 
-    start_lr: PositiveNumber = 1e-6
-    """First learning rate."""
+    start_lr: PositiveNumber = 1e-5
+    """First learning rate of the first sweep."""
     end_lr: PositiveNumber = 1.0
-    """Last learning rate."""
-    steps: Annotated[Whole, Field(ge=10)] = 200
-    """Steps of a sweep."""
+    """Last learning rate of both sweeps, where they get that far."""
+    steps: Annotated[Whole, Field(ge=10)] = 150
+    """Steps from ``start_lr`` to ``end_lr``; they set the pace of both sweeps."""
+    warm_start_steps: Annotated[Whole, Field(ge=10)] = 60
+    """Steps of the second sweep at the rate at which the loss fell fastest in the first, before it climbs on."""
     smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     """Share of the past in the smoothed loss."""
-    divergence_factor: Annotated[Number, Field(gt=1)] = 2.0
-    """A smoothed loss beyond this times its minimum is the edge."""
+    divergence_factor: Annotated[Number, Field(gt=1)] = 1.25
+    """A smoothed perplexity (e to the loss) beyond this times its minimum has diverged."""
     safety_divisor: Annotated[Number, Field(ge=1)] = 3.0
     """The suggestion is the edge divided by this."""
 

@@ -23,7 +23,6 @@ _BUILT_VALUES = {
 # sections of which only the named keys do something so far
 _BUILT_KEYS: dict[str, frozenset[str]] = {
     "safety": frozenset({"max_consecutive_bad_steps"}),
-    "lr_finder": frozenset(),
 }
 
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from ds_pretrain.config import Recipe, load_recipe
-from ds_pretrain.data.loader import StepLoader
-from ds_pretrain.data.manifest import open_corpus
 from ds_pretrain.data.positions import planning_problems
-from ds_pretrain.data.stream import TokenStream
 from ds_pretrain.engine.deepspeed_json import zero_stage_warnings
 from ds_pretrain.engine.ranks import Ranks, barrier, device_description, start_ranks, stop_ranks
 from ds_pretrain.errors import TrainingError, UserError
@@ -30,7 +27,7 @@ from ds_pretrain.observe.tracker import Tracker, TrackerGroup
 from ds_pretrain.observe.wandb_tracker import start_wandb
 from ds_pretrain.train.evaluation import Evaluator
 from ds_pretrain.train.flops import flops_per_token, peak_flops
-from ds_pretrain.train.setup import Setup, open_folder, prepare_run, start_engine
+from ds_pretrain.train.setup import Setup, open_folder, open_loader, prepare_run, start_engine
 from ds_pretrain.train.stop import StopRequest, ignore_requests
 from ds_pretrain.train.trainer import Job, Trainer
 
@@ -44,6 +41,22 @@ def pretrain(files: Sequence[Path], overrides: Sequence[str]) -> int:
     Args:
         files: recipe files, later ones over earlier ones.
         overrides: ``key.path=value``.
+
+    Returns:
+        Exit code, as ``on_ranks`` gives it.
+    """
+    return on_ranks(files, overrides, train_recipe)
+
+
+def on_ranks(
+    files: Sequence[Path], overrides: Sequence[str], work: Callable[[Recipe, Ranks, Sequence[str]], None]
+) -> int:
+    """Loads a recipe, meets the other ranks, works, and leaves together with them.
+
+    Args:
+        files: recipe files, later ones over earlier ones.
+        overrides: ``key.path=value``.
+        work: given the checked recipe, this process's rank and what the command line said.
 
     Returns:
         Exit code: 0 for finished or stopped on request, 1 for a run that failed, 2 for what the user can mend.
@@ -61,7 +74,7 @@ def pretrain(files: Sequence[Path], overrides: Sequence[str]) -> int:
     try:
         if isinstance(recipe, UserError):
             raise recipe
-        train_recipe(recipe, ranks, [*(part for file in files for part in ("--config", str(file))), *overrides])
+        work(recipe, ranks, [*(part for file in files for part in ("--config", str(file))), *overrides])
     except (UserError, TrainingError) as error:
         if ranks.is_main:
             print(f"ds_pretrain: {error}", file=sys.stderr, flush=True)
@@ -91,15 +104,15 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
     quiet_libraries(None)
     setup = prepare_run(recipe, ranks)
     if setup.finished:
-        _say(ranks, f"{setup.folder}: finished at step {setup.position.step}, nothing left to train")
+        say(ranks, f"{setup.folder}: finished at step {setup.position.step}, nothing left to train")
         return
     open_folder(setup, ranks)
     quiet_libraries(setup.folder if ranks.is_main else None)
     for warning in (*setup.warnings, *zero_stage_warnings(recipe, setup.precision)):
-        _say(ranks, f"warning: {warning}")
+        say(ranks, f"warning: {warning}")
     engine, model, layers = start_engine(setup, ranks)
     parameters = parameter_count(model)
-    _say(
+    say(
         ranks,
         f"{setup.config.model_type} of {parameters / 1e6:,.1f} M parameters on {ranks.world_size} x "
         f"{device_description(ranks)}, {setup.precision}, ZeRO {engine.zero_optimization_stage()}; "
@@ -127,7 +140,7 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
         positions_per_epoch=setup.positions,
         peak_flops=None if peak is None else peak * ranks.world_size,
         flops_per_token={stage.seq_len: flops(stage.seq_len) for stage in setup.plan.stages},
-        min_loss_scale=_min_loss_scale(setup),
+        min_loss_scale=setup.min_loss_scale,
     )
     trainer = Trainer(engine, job, stop, setup.position)
     exit_code = 1
@@ -137,7 +150,7 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
             world_size=ranks.world_size,
             parameters=parameters,
         )
-        with _loader(setup, ranks) as loader:
+        with open_loader(setup, ranks, setup.plan.stages, setup.position.step) as loader:
             finished = trainer.train(loader)
         trainer.event("run_end" if finished else "preempted")
         exit_code = 0
@@ -146,13 +159,13 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
             progress.close()
         tracker.close(exit_code)
     if finished:
-        _say(ranks, f"finished at step {trainer.step}: {setup.folder}")
-        _say(ranks, f"  a folder that transformers loads: ds-pretrain export {setup.folder} --to DIR")
+        say(ranks, f"finished at step {trainer.step}: {setup.folder}")
+        say(ranks, f"  a folder that transformers loads: ds-pretrain export {setup.folder} --to DIR")
     else:
         command = f"deepspeed --num_gpus {ranks.local_size} launch/pretrain.py {shlex.join(arguments)}"
         several = ranks.world_size > ranks.local_size
-        _say(ranks, f"stopped; saved at step {trainer.step} of {setup.plan.total_steps}: {setup.folder}")
-        _say(ranks, f"  to continue: {'start it again as before, on all machines' if several else command}")
+        say(ranks, f"stopped; saved at step {trainer.step} of {setup.plan.total_steps}: {setup.folder}")
+        say(ranks, f"  to continue: {'start it again as before, on all machines' if several else command}")
 
 
 def _trackers(setup: Setup) -> Tracker:
@@ -169,29 +182,7 @@ def _progress(setup: Setup) -> ProgressReporter:
     return progress
 
 
-def _loader(setup: Setup, ranks: Ranks) -> StepLoader:
-    data = setup.recipe.data
-    assert data.sequence_mode != "mask"
-    tokens, _ = open_corpus(setup.corpus.train)
-    return StepLoader(
-        TokenStream(tokens.tokens, data.max_seq_len, setup.recipe.run.seed),
-        setup.plan.stages,
-        seed=setup.recipe.run.seed,
-        rank=ranks.rank,
-        data_parallel_size=setup.plan.data_parallel_size,
-        first_step=setup.position.step,
-        total_steps=setup.plan.total_steps,
-        sequence_mode=data.sequence_mode,
-        prefetch=data.prefetch_steps,
-        pin_memory=ranks.device.type == "cuda",
-    )
-
-
-def _min_loss_scale(setup: Setup) -> float | None:
-    settings = setup.recipe.deepspeed.fp16
-    return settings.min_loss_scale if setup.precision == "fp16" and settings.loss_scale == 0 else None
-
-
-def _say(ranks: Ranks, text: str) -> None:
+def say(ranks: Ranks, text: str) -> None:
+    """Prints a line on rank 0."""
     if ranks.is_main:
         print(text, flush=True)

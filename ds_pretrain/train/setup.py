@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ds_pretrain.config import ParamGroups, Recipe
-from ds_pretrain.curriculum import Plan, build_plan
+from ds_pretrain.curriculum import Plan, StagePlan, build_plan
 from ds_pretrain.curriculum.unfreezing import widest
+from ds_pretrain.data.loader import StepLoader
+from ds_pretrain.data.manifest import open_corpus
 from ds_pretrain.data.positions import epoch_positions
+from ds_pretrain.data.stream import TokenStream
 from ds_pretrain.engine.build import Engine, check_accepted, try_shapes
 from ds_pretrain.engine.checkpoint import load_checkpoint, newest_whole, read_state
 from ds_pretrain.engine.checkpoint_files import clear_leftovers, list_checkpoints, set_aside
@@ -66,13 +69,20 @@ class Setup:
         """Whether nothing is left to train."""
         return self.position.step >= self.plan.total_steps
 
+    @property
+    def min_loss_scale(self) -> float | None:
+        """Minimum of a dynamic fp16 loss scale; None otherwise."""
+        settings = self.recipe.deepspeed.fp16
+        return settings.min_loss_scale if self.precision == "fp16" and settings.loss_scale == 0 else None
 
-def prepare_run(recipe: Recipe, ranks: Ranks) -> Setup:
+
+def prepare_run(recipe: Recipe, ranks: Ranks, fresh: bool = False) -> Setup:
     """Prepares the corpus, plans, and finds the checkpoint to continue from. Writes nothing to the run's folder.
 
     Args:
         recipe: a checked recipe.
         ranks: this process among those of the run.
+        fresh: begin at the initial weights, whatever the run's folder holds.
 
     Returns:
         The setup, alike on every rank.
@@ -92,7 +102,7 @@ def prepare_run(recipe: Recipe, ranks: Ranks) -> Setup:
     grouped = recipe.param_groups != ParamGroups()
     groups = group_rows(meta_model(recipe.model, config), recipe, plan) if grouped else []
     folder = run_folder(recipe)
-    checkpoint, warnings = _find_checkpoint(recipe, folder, ranks)
+    checkpoint, warnings = (None, []) if fresh else _find_checkpoint(recipe, folder, ranks)
     position = Position()
     if checkpoint is not None:
         state = read_state(checkpoint)
@@ -155,6 +165,32 @@ def start_engine(setup: Setup, ranks: Ranks) -> tuple[Engine, PreTrainedModel, T
     if setup.checkpoint is not None:
         load_checkpoint(engine, setup.checkpoint, ranks)
     return engine, model, layers
+
+
+def open_loader(setup: Setup, ranks: Ranks, stages: Sequence[StagePlan], first_step: int) -> StepLoader:
+    """This rank's batches of the training corpus, from a step to the end of the stages.
+
+    Args:
+        setup: the prepared run.
+        ranks: this process among those of the run.
+        stages: in order, without gaps.
+        first_step: step to begin with, from 0.
+    """
+    data = setup.recipe.data
+    assert data.sequence_mode != "mask"
+    tokens, _ = open_corpus(setup.corpus.train)
+    return StepLoader(
+        TokenStream(tokens.tokens, data.max_seq_len, setup.recipe.run.seed),
+        stages,
+        seed=setup.recipe.run.seed,
+        rank=ranks.rank,
+        data_parallel_size=setup.plan.data_parallel_size,
+        first_step=first_step,
+        total_steps=stages[-1].end_step,
+        sequence_mode=data.sequence_mode,
+        prefetch=data.prefetch_steps,
+        pin_memory=ranks.device.type == "cuda",
+    )
 
 
 def on_main(ranks: Ranks, work: Callable[[], T]) -> T:

@@ -21,7 +21,6 @@ REFUSED = [
     "safety.spike_sigma=3",
     "checkpoint.asynchronous=true",
     "checkpoint.keep_best=true",
-    "lr_finder.steps=50",
     "tracking.tensorboard=true",
 ]
 ACCEPTED = [
@@ -32,7 +31,7 @@ ACCEPTED = [
     "optimizer.type=sgd",
     "safety.max_consecutive_bad_steps=3",
     "safety.max_rollbacks=3",
-    "lr_finder.steps=200",
+    "lr_finder.steps=50",
     "curriculum.stages.0.trainable_layers=null",
 ]
 
