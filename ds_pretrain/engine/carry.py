@@ -8,6 +8,7 @@ its share of the optimizer's state. Step counts belong to a parameter group and 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +139,7 @@ def put_state(engine: DeepSpeedEngine, groups: Sequence[ParameterGroup], state: 
 
 
 def release(engine: DeepSpeedEngine) -> None:
-    """Takes an engine's hooks off its module, so that another engine can be built on it.
+    """Takes an engine off its module and frees what it holds, so that another engine can be built on the module.
 
     Args:
         engine: the live engine; not to be used afterwards.
@@ -146,6 +147,11 @@ def release(engine: DeepSpeedEngine) -> None:
     engine.module_forward_pre_hook.remove()
     engine.module_forward_post_hook.remove()
     engine.destroy()
+    # its finalizer would do so again, whenever that runs, and take the parameters from the engine that has them by then
+    engine.destroy = lambda: None
+    for name in ("optimizer", "basic_optimizer", "module"):
+        setattr(engine, name, None)
+    gc.collect()
 
 
 def own_storage(module: nn.Module) -> None:

@@ -55,9 +55,13 @@ def _at_zero_1(engine: Path) -> dict[str, Tensor]:
             for name, place in slices.items():
                 pieces.setdefault(name, []).append(flat.detach().narrow(0, place.start, place.numel))
     trained = {name: torch.cat(parts).view_as(module[name]) for name, parts in pieces.items()}
-    # another name of a trained weight, such as a tied head, would bring a rounded copy of it
+    # each weight once: another name of a trained one, such as a tied head, would bring a rounded copy of it
     places = {module[name].data_ptr() for name in trained}
-    return {name: weight.float() for name, weight in module.items() if weight.data_ptr() not in places} | trained
+    for name, weight in module.items():
+        if weight.data_ptr() not in places:
+            places.add(weight.data_ptr())
+            trained[name] = weight.float()
+    return trained
 
 
 def _module_states(engine: Path) -> dict[str, Any]:

@@ -111,3 +111,18 @@ def test_what_is_frozen_costs_no_optimizer_memory(ranks: Ranks, zero: int) -> No
     for parameter in frozen:
         storage = getattr(parameter, "ds_tensor", parameter).untyped_storage()
         assert storage.nbytes() <= 4 * getattr(parameter, "ds_numel", parameter.numel()) + 64
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_the_end_of_the_old_engine_leaves_the_new_one_alone(ranks: Ranks, zero: int) -> None:
+    subject = Subject(zero, "fp32", ranks)
+    unbroken = [subject.step(seed) for seed in range(4)]
+    subject = Subject(zero, "fp32", ranks)
+    replaced = [subject.step(seed) for seed in range(2)]
+    old = subject.engine
+    subject.replace()
+    old.__del__()  # whenever the garbage collector happens to come
+    replaced.append(subject.step(2))
+    subject.replace()
+    replaced.append(subject.step(3))
+    assert replaced == unbroken

@@ -40,7 +40,7 @@ def main() -> None:
     results = []
     for files, overrides in json.loads(jobs.read_text(encoding="utf-8")):
         setup = prepare_run(load_recipe([Path(file) for file in files], overrides), ranks, fresh=True)
-        engine, _ = start_engine(setup, ranks)
+        engine, *_ = start_engine(setup, ranks)
         trainer = SweepTrainer(engine, setup, ranks)
         snapshot = EngineSnapshot(engine, jobs.parent / "state", ranks)
         courses = []
