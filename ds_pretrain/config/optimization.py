@@ -142,11 +142,12 @@ class Schedule(Section):
     warmup: Warmup = Warmup()
     """Warmup of every stage; none by default for the types that rise by themselves: cyclical, one_cycle and noam."""
     gamma: PositiveNumber | None = None
-    """Factor of a decay: 0.1 unless given; for ``exp_range`` of the cycle's height, a tenth in all unless given."""
+    """Factor of a decay. Unless given: sqrt(0.1) for ``step`` and ``multistep``, two of which make a tenth, as in
+    DeepSeek LLM (2024); 0.1 for ``exponential``; for ``exp_range`` the heights fall to a tenth over the span."""
     step_size: PositiveNumber | None = None
     """``step``: length between two decays; a third of the span unless given."""
     milestones: tuple[PositiveNumber, ...] | None = None
-    """``multistep``: where the rate falls; at a half and three quarters of the span unless given."""
+    """``multistep``: where the rate falls; at 80% and 90% of the span unless given (DeepSeek LLM, 2024)."""
     decay_every: PositiveNumber | None = None
     """``exponential``: length in which the rate falls by ``gamma``; the span unless given."""
     k: PositiveNumber | None = None

@@ -71,7 +71,7 @@ def one_cycle(schedule: Schedule, span: Span) -> OneCycle:
 
 
 def _factor(schedule: Schedule, span: Span) -> Curve | None:
-    gamma = 0.1 if schedule.gamma is None else schedule.gamma
+    gamma = (0.1 if schedule.type == "exponential" else 0.1**0.5) if schedule.gamma is None else schedule.gamma
     match schedule.type:
         case "constant" | "plateau":
             return shapes.constant
@@ -79,7 +79,7 @@ def _factor(schedule: Schedule, span: Span) -> Curve | None:
             size = schedule.step_size or span.length / 3
             return lambda t: shapes.step(t, size, gamma)
         case "multistep":
-            milestones = schedule.milestones or (span.length / 2, span.length * 3 / 4)
+            milestones = schedule.milestones or (0.8 * span.length, 0.9 * span.length)
             return lambda t: shapes.multistep(t, milestones, gamma)
         case "exponential" if schedule.k is not None:
             k = schedule.k
