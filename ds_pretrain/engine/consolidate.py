@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
@@ -33,11 +34,39 @@ def whole_weights(folder: Path) -> dict[str, Tensor]:
     problems = damage(folder)
     if problems:
         raise CheckpointError(f"checkpoint {folder} is damaged: {'; '.join(problems)}")
-    if read_manifest(folder)["zero_stage"] == 0:
-        saved = torch.load(folder / ENGINE_TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
-        return {name: weight.float() for name, weight in saved["module"].items()}
+    zero_stage = read_manifest(folder)["zero_stage"]
+    if zero_stage == 1:
+        # what DeepSpeed 0.19.8 has for this leaves frozen weights out, and does not know what its bf16 optimizer saves
+        return _at_zero_1(folder / ENGINE_TAG)
+    if zero_stage == 0:
+        return {name: weight.float() for name, weight in _module_states(folder / ENGINE_TAG)["module"].items()}
     with _silent():
         return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=ENGINE_TAG))
+
+
+def _at_zero_1(engine: Path) -> dict[str, Tensor]:
+    """Master weights from the slices that the ranks saved, in their order; what is not trained as the model has it."""
+    module: Mapping[str, Tensor] = _module_states(engine)["module"]
+    pieces: dict[str, list[Tensor]] = {}
+    for path in sorted(engine.glob("*zero_pp_rank_*_optim_states.pt"), key=_rank):
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=False)["optimizer_state_dict"]
+        groups = zip(state["param_slice_mappings"], state["single_partition_of_fp32_groups"], strict=True)
+        for slices, flat in groups:
+            for name, place in slices.items():
+                pieces.setdefault(name, []).append(flat.detach().narrow(0, place.start, place.numel))
+    trained = {name: torch.cat(parts).view_as(module[name]) for name, parts in pieces.items()}
+    # another name of a trained weight, such as a tied head, would bring a rounded copy of it
+    places = {module[name].data_ptr() for name in trained}
+    return {name: weight.float() for name, weight in module.items() if weight.data_ptr() not in places} | trained
+
+
+def _module_states(engine: Path) -> dict[str, Any]:
+    states: dict[str, Any] = torch.load(engine / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+    return states
+
+
+def _rank(partition: Path) -> int:
+    return int(partition.name.split("zero_pp_rank_")[1].split("_")[0])
 
 
 @contextmanager
