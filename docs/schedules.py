@@ -1,6 +1,6 @@
 """Draws docs/schedules.png: every type of schedule over one run, by the project's own plan and schedule.
 
-    python docs/schedules.py
+python docs/schedules.py
 """
 
 from __future__ import annotations
