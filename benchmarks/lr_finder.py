@@ -23,11 +23,12 @@ import numpy as np
 
 os.environ.setdefault("LOCAL_RANK", "0")
 
-from ds_pretrain.config import load_recipe
+from ds_pretrain.config import LrFinder, load_recipe
 from ds_pretrain.data.manifest import open_corpus
 from ds_pretrain.engine.ranks import start_ranks, stop_ranks
 from ds_pretrain.engine.snapshot import EngineSnapshot
 from ds_pretrain.observe.logs import quiet_libraries
+from ds_pretrain.schedules.lr_sweep import SweepPoint, find_rates
 from ds_pretrain.train.evaluation import Evaluator
 from ds_pretrain.train.lr_finder import sweep_length
 from ds_pretrain.train.setup import Setup, prepare_run, start_engine
@@ -58,8 +59,12 @@ def unigram_loss(setup: Setup) -> float:
     return float(-(wanted * np.log(shares)).sum() / wanted.sum())
 
 
-def table(results: dict[str, Any]) -> str:
-    """Markdown: a row a length, its losses by multiple of the suggestion; in brackets what does not train."""
+def table(results: dict[str, Any], settings: LrFinder) -> str:
+    """Markdown: a row a length, its losses by multiple of the suggestion; in brackets what does not train.
+
+    Steepest descent and edge are read from the stored curves anew, by the present analysis; the suggestion is the one
+    that was trained around.
+    """
     lines = [
         "| length | steepest | edge | suggestion | " + " | ".join(f"{multiple:g}x" for multiple in MULTIPLES) + " |",
         "|---" * (4 + len(MULTIPLES)) + "|",
@@ -71,7 +76,9 @@ def table(results: dict[str, Any]) -> str:
             loss = found["losses"].get(f"{multiple:g}", math.nan)
             text = "-" if loss is None else f"{loss:.3f}"
             cells.append(text if loss is not None and not loss > limit else f"({text})")
-        rates = " | ".join(f"{found['finding'][key]:.2e}" for key in ("steepest", "edge", "suggestion"))
+        search, climb = ([SweepPoint(**point) for point in found[sweep]] for sweep in ("search", "climb"))
+        finding, suggestion = find_rates(search, climb, settings), found["finding"]["suggestion"]
+        rates = f"{finding.steepest:.1e} | {finding.edge:.1e} ({finding.edge / suggestion:.1f}x) | {suggestion:.1e}"
         lines.append(f"| {seq_len} | {rates} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -118,7 +125,7 @@ def main() -> None:
                 keep()
                 print(f"length {seq_len}: {multiple:g} x -> {loss:.3f}", flush=True)
         stop_ranks()
-    print(f"loss of the tokens' frequencies alone: {results['unigram_loss']:.3f}\n{table(results)}")
+    print(f"loss of the tokens' frequencies alone: {results['unigram_loss']:.3f}\n{table(results, recipe.lr_finder)}")
 
 
 if __name__ == "__main__":

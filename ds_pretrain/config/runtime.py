@@ -143,7 +143,7 @@ class LrFinder(Section):
     """Share of the past in the smoothed loss."""
     divergence_factor: Annotated[Number, Field(gt=1)] = 1.25
     """A smoothed perplexity (e to the loss) beyond this times its minimum has diverged."""
-    safety_divisor: Annotated[Number, Field(ge=1)] = 3.0
+    safety_divisor: Annotated[Number, Field(ge=1)] = 6.0
     """The suggestion is the edge divided by this."""
 
 

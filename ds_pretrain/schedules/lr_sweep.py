@@ -146,8 +146,8 @@ def steepest_rate(points: Sequence[SweepPoint], settings: LrFinder) -> float:
 def find_rates(search: Sequence[SweepPoint], climb: Sequence[SweepPoint], settings: LrFinder) -> Finding:
     """Steepest descent, edge of stability and suggestion of a length.
 
-    The edge is the rate at which the climb's smoothed loss was lowest, taken as many steps earlier as the smoothed loss
-    lags behind: smoothing / (1 - smoothing), the mean age of what it averages.
+    The edge is the rate at which the climb's smoothed loss was lowest. That average lags smoothing / (1 - smoothing)
+    steps behind, so at the default pace the losses themselves turned at about half that rate.
 
     Args:
         search, climb: the points of both sweeps.
@@ -156,7 +156,7 @@ def find_rates(search: Sequence[SweepPoint], climb: Sequence[SweepPoint], settin
     steepest = steepest_rate(search, settings)
     values = smoothed([point.loss for point in climb if not point.bad], settings.smoothing)
     lowest = values.index(min(values)) if values else 0
-    edge = climb[max(0, lowest - round(settings.smoothing / (1 - settings.smoothing)))].lr
+    edge = climb[lowest].lr
     ended = climb_ending(climb, settings, len(climb))
     assert ended is not None
     bound: Literal["exact", "at least", "at most"] = "exact"

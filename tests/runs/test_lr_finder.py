@@ -92,7 +92,7 @@ def test_every_length_is_swept_to_its_end_whatever_happens(found: tuple[Path, st
         assert each["climb"][0]["loss"] == each["search"][0]["loss"]  # the same weights and rows
         assert each["steepest"] >= 1e-3
         assert 1e-3 / 2 <= each["edge"] < 1e10
-        assert each["suggestion"] == each["edge"] / 3
+        assert each["suggestion"] == each["edge"] / 6
         last = each["climb"][-1]
         assert (last["loss"] is None) <= last["bad"]
 

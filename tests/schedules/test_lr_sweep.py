@@ -120,7 +120,7 @@ def test_the_edge_is_where_the_climb_turned() -> None:
     over = next(count for count in range(1, 61) if climb_ending(taken[:count], chosen, 80))
     assert climb_ending(taken[:over], chosen, 80) == "diverged"
     finding = find_rates(search_of(chosen), taken[:over], chosen)
-    assert finding.edge == taken[40].lr
+    assert finding.edge == taken[41].lr
     assert finding.suggestion == finding.edge / 4
     assert finding.bound == "exact"
     # ln 1.25 = 0.223 above the minimum of about 3.05, with a lag of a step: at about 3.32
@@ -132,7 +132,7 @@ def test_losses_that_are_no_numbers_end_a_climb_and_count_for_nothing() -> None:
     taken, chosen = climb(losses)
     finding = find_rates(search_of(chosen), taken, chosen)
     assert (finding.climb_ending, finding.search_ending, finding.bound) == ("not finite", "not finite", "exact")
-    assert finding.edge == taken[28].lr
+    assert finding.edge == taken[29].lr
 
 
 def test_a_climb_that_never_turns_gives_a_lower_bound() -> None:
@@ -141,7 +141,7 @@ def test_a_climb_that_never_turns_gives_a_lower_bound() -> None:
     taken, chosen = climb([7.0 - 0.01 * step for step in range(count)])
     finding = find_rates(search_of(chosen), taken, chosen)
     assert (finding.climb_ending, finding.bound) == ("end of the sweep", "at least")
-    assert finding.edge == taken[count - 2].lr
+    assert finding.edge == taken[count - 1].lr
 
 
 @pytest.mark.parametrize("losses", [[NAN], [8.0, 7.9, 8.5], [8.0] * 5 + [8.4, 8.7]])
