@@ -17,7 +17,7 @@ from ds_pretrain.arguments import ConfigOption, RecipeArguments, split_arguments
 from ds_pretrain.config import Recipe, load_recipe
 from ds_pretrain.curriculum import Plan, build_plan
 from ds_pretrain.data.positions import known_positions, planning_problems, source_problems
-from ds_pretrain.engine.deepspeed_json import Precision, extra_problems, zero_stage_warnings
+from ds_pretrain.engine.deepspeed_json import Precision, extra_problems
 from ds_pretrain.engine.plan_files import plan_document, write_plan_files
 from ds_pretrain.errors import Problem, UserError
 from ds_pretrain.observe.group_table import group_table
@@ -65,8 +65,8 @@ def plan(
             _write_lr_csv(recipe, resolved, lr_csv)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
-    for warning in (*resolved.warnings, *zero_stage_warnings(recipe, chosen)):
-        print(f"warning: {warning}", file=sys.stderr)
+    for warning in document["warnings"]:
+        print(warning if warning.startswith("note: ") else f"warning: {warning}", file=sys.stderr)
     if as_json:
         print(json.dumps(document, indent=2))
     else:

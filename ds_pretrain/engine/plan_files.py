@@ -10,6 +10,7 @@ from typing import Any
 from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import Plan, StagePlan
 from ds_pretrain.engine.deepspeed_json import Precision, stage_json, zero_stage_warnings
+from ds_pretrain.schedules.plan_warnings import plan_warnings
 
 # where a stage begins in the stream is the loader's matter, not part of the published plan
 _INTERNAL = {"start_cursor", "positions_per_step"}
@@ -37,7 +38,7 @@ def plan_document(
         "data_parallel_size": plan.data_parallel_size,
         "precision": precision,
         "assumed": assumed or {},
-        "warnings": [*plan.warnings, *zero_stage_warnings(recipe, precision)],
+        "warnings": [*plan.warnings, *zero_stage_warnings(recipe, precision), *plan_warnings(recipe, plan)],
         "stages": [_stage_document(stage, recipe, precision) for stage in plan.stages],
     }
 

@@ -14,7 +14,6 @@ from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import StagePlan
 from ds_pretrain.curriculum.lr_overlay import Shape, shapes
 from ds_pretrain.curriculum.unfreezing import same_layers
-from ds_pretrain.engine.deepspeed_json import zero_stage_warnings
 from ds_pretrain.engine.ranks import Ranks, device_description
 from ds_pretrain.engine.snapshot import EngineSnapshot
 from ds_pretrain.errors import UserError
@@ -60,8 +59,8 @@ def _find(recipe: Recipe, ranks: Ranks, arguments: Sequence[str], out: Path | No
     quiet_libraries(None)
     setup = prepare_run(recipe, ranks, fresh=True)
     quiet_libraries(folder if ranks.is_main else None)
-    for warning in (*setup.warnings, *zero_stage_warnings(recipe, setup.precision)):
-        say(ranks, f"warning: {warning}")
+    for warning in setup.warnings:
+        say(ranks, warning if warning.startswith("note: ") else f"warning: {warning}")
     engine, _, layers = start_engine(setup, ranks)
     wanted = shapes(setup.plan)
     say(

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from ds_pretrain.config import Recipe, load_recipe
 from ds_pretrain.data.positions import planning_problems
-from ds_pretrain.engine.deepspeed_json import zero_stage_warnings
 from ds_pretrain.engine.ranks import Ranks, barrier, device_description, start_ranks, stop_ranks
 from ds_pretrain.errors import TrainingError, UserError
 from ds_pretrain.model.group_rows import is_plain
@@ -108,8 +107,8 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
         return
     open_folder(setup, ranks)
     quiet_libraries(setup.folder if ranks.is_main else None)
-    for warning in (*setup.warnings, *zero_stage_warnings(recipe, setup.precision)):
-        say(ranks, f"warning: {warning}")
+    for warning in setup.warnings:
+        say(ranks, warning if warning.startswith("note: ") else f"warning: {warning}")
     engine, model, layers = start_engine(setup, ranks)
     parameters = parameter_count(model)
     say(

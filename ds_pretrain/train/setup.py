@@ -17,7 +17,13 @@ from ds_pretrain.data.stream import TokenStream
 from ds_pretrain.engine.build import Engine, check_accepted, try_shapes
 from ds_pretrain.engine.checkpoint import load_checkpoint, newest_whole, read_state
 from ds_pretrain.engine.checkpoint_files import clear_leftovers, list_checkpoints, set_aside
-from ds_pretrain.engine.deepspeed_json import Precision, effective_zero_stage, extra_problems, stage_json
+from ds_pretrain.engine.deepspeed_json import (
+    Precision,
+    effective_zero_stage,
+    extra_problems,
+    stage_json,
+    zero_stage_warnings,
+)
 from ds_pretrain.engine.plan_files import plan_document, write_plan_files
 from ds_pretrain.engine.ranks import Ranks, broadcast_object, device_precision, seed_rank
 from ds_pretrain.errors import CheckpointError, RecipeError, UserError
@@ -26,6 +32,7 @@ from ds_pretrain.model.group_rows import group_rows
 from ds_pretrain.model.loss import CausalLmLoss, head_is_plain, max_chunk_tokens
 from ds_pretrain.observe.jsonl import EVENTS_FILE, METRICS_FILE, cut_after
 from ds_pretrain.observe.prepare_progress import prepare_progress
+from ds_pretrain.schedules.plan_warnings import plan_warnings
 from ds_pretrain.train.corpus import Corpus, resolve_corpus
 from ds_pretrain.train.run_folder import CHECKPOINTS, check_continuation, run_folder, write_config
 from ds_pretrain.train.trainer import Position, position_from
@@ -110,7 +117,7 @@ def prepare_run(recipe: Recipe, ranks: Ranks, fresh: bool = False) -> Setup:
         position = position_from(state)
     return Setup(
         recipe, plan, precision, corpus, config, groups, positions, folder, checkpoint, position,
-        (*plan.warnings, *warnings),
+        (*plan.warnings, *zero_stage_warnings(recipe, precision), *plan_warnings(recipe, plan), *warnings),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from support import PUBLISHED, recipe
 from ds_pretrain.curriculum import build_plan
 from ds_pretrain.engine.deepspeed_json import stage_json
 from ds_pretrain.engine.plan_files import plan_document, write_plan_files
+from ds_pretrain.schedules.plan_warnings import plan_warnings
 
 KEYS = [
     "total_steps", "total_tokens", "world_size", "data_parallel_size", "precision", "assumed", "warnings", "stages",
@@ -53,12 +54,12 @@ def test_warnings_of_plan_and_deepspeed_are_both_there() -> None:
     stages = [{"step": 0}, {"step": 99}]
     subject = recipe(curriculum={"stages": stages}, deepspeed={"zero_stage": 0})
     plan = build_plan(subject)
-    assert plan_document(plan, subject, "fp32")["warnings"] == [
-        "curriculum.stages.1 would start at or after the end of the run and is dropped"
-    ]
-    assert plan_document(plan, subject, "fp16")["warnings"][1:] == [
-        "deepspeed.zero_stage 0 is raised to 1: DeepSpeed 0.19.8 mis-scales fp16 gradients at stage 0"
-    ]
+    dropped = "curriculum.stages.1 would start at or after the end of the run and is dropped"
+    raised = "deepspeed.zero_stage 0 is raised to 1: DeepSpeed 0.19.8 mis-scales fp16 gradients at stage 0"
+    judged = list(plan_warnings(subject, plan))
+    assert len(judged) == 2
+    assert plan_document(plan, subject, "fp32")["warnings"] == [dropped, *judged]
+    assert plan_document(plan, subject, "fp16")["warnings"] == [dropped, raised, *judged]
 
 
 def test_one_file_for_the_plan_and_one_for_every_stage(tmp_path: Path) -> None:
