@@ -338,3 +338,9 @@ def test_every_shipped_recipe_plans(run: Run, path: Path) -> None:
     assert all(line.startswith("note: ") for line in answer.err.splitlines())
     document: dict[str, Any] = json.loads(answer.out)
     assert document["stages"][-1]["end_tokens"] == document["total_tokens"]
+
+
+def test_plan_refuses_a_schedule_function_that_cannot_be_used(run: Run, recipe_file: Callable[..., Path]) -> None:
+    answer = run("plan", recipe_file("schedule={type: custom, function: no_such_package.shape}"))
+    assert answer.code == 2
+    assert "schedule.function: found 'no_such_package.shape', which cannot be imported: ModuleNotFoundErr" in answer.err

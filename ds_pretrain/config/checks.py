@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ds_pretrain.config.messages import shown
 from ds_pretrain.config.optimization import SCHEDULE_KEYS
 from ds_pretrain.config.runtime import Fp16
 from ds_pretrain.config.schema import Recipe
@@ -134,7 +135,8 @@ def schedule(recipe: Recipe) -> Sequence[Problem]:
     problems = [
         Problem(
             f"schedule.{key}",
-            f"does nothing for type {found.type}; allowed with type {', '.join(types)}; leave it out",
+            f"found {shown(getattr(found, key))}, which does nothing for type {found.type}; "
+            f"allowed with type {', '.join(types)}; leave it out",
         )
         for key, types in SCHEDULE_KEYS.items()
         if found.type not in types and getattr(found, key) != type(found).model_fields[key].get_default()
@@ -147,8 +149,17 @@ def schedule(recipe: Recipe) -> Sequence[Problem]:
         problems.append(Problem("schedule.k", "excludes gamma and decay_every; give one of the two forms"))
     if found.type == "custom" and (found.function is None or "." not in found.function):
         problems.append(
-            Problem("schedule.function", f"found {found.function!r}; type custom needs package.module.function")
+            Problem("schedule.function", f"found {shown(found.function)}; type custom needs package.module.function")
         )
+    if found.type == "one_cycle" and not found.cycle_momentum:
+        problems += [
+            Problem(
+                f"schedule.{key}",
+                f"found {getattr(found, key):g}, which does nothing with cycle_momentum false; leave it out",
+            )
+            for key in ("base_momentum", "max_momentum")
+            if getattr(found, key) != type(found).model_fields[key].get_default()
+        ]
     if found.type == "one_cycle" and found.cycle_momentum and found.base_momentum > found.max_momentum:
         problems.append(
             Problem(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -94,8 +94,11 @@ ScheduleType = Literal[
 ]
 # their own rise takes the place of a warmup, unless a recipe asks for both
 RISING_TYPES: frozenset[str] = frozenset({"triangular", "triangular2", "exp_range", "one_cycle", "noam"})
+# they go from the peak to ends of their own, or stay there
+_WITHOUT_FLOOR: frozenset[str] = frozenset({"constant", "one_cycle", "noam"})
 # keys that only some types have; the lengths among them are in tokens or steps, as ``by`` says
 SCHEDULE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "min_lr_ratio": tuple(kind for kind in get_args(ScheduleType) if kind not in _WITHOUT_FLOOR),
     "gamma": ("step", "multistep", "exponential", "exp_range"),
     "step_size": ("step",),
     "milestones": ("multistep",),
@@ -138,10 +141,10 @@ class Schedule(Section):
     by: Literal["tokens", "steps"] = "tokens"
     """What the curve's time and lengths are counted in."""
     min_lr_ratio: UnitInterval = 0.1
-    """Floor of the curve, as a share of the peak; ``noam`` and ``one_cycle`` have ends of their own."""
+    """Floor of the curve, as a share of the peak; ``constant``, ``noam`` and ``one_cycle`` have none to set."""
     warmup: Warmup = Warmup()
     """Warmup of every stage; none by default for the types that rise by themselves: cyclical, one_cycle and noam."""
-    gamma: PositiveNumber | None = None
+    gamma: Annotated[Number, Field(gt=0, le=1)] | None = None
     """Factor of a decay. Unless given: sqrt(0.1) for ``step`` and ``multistep``, two of which make a tenth, as in
     DeepSeek LLM (2024); 0.1 for ``exponential``; for ``exp_range`` the heights fall to a tenth over the span."""
     step_size: PositiveNumber | None = None
@@ -178,10 +181,10 @@ class Schedule(Section):
     """``one_cycle``: momentum where the rate is highest."""
     max_momentum: Beta = 0.95
     """``one_cycle``: momentum where the rate is lowest."""
-    d_model: PositiveNumber = 512.0
+    d_model: Annotated[Number, Field(ge=1)] = 512.0
     """``noam``: model width in the formula; the paper's base model unless given."""
-    noam_warmup: PositiveNumber = 4000.0
-    """``noam``: optimizer steps to the largest rate."""
+    noam_warmup: Annotated[Number, Field(ge=1)] = 4000.0
+    """``noam``: optimizer steps to the largest rate, of the size of the span's last one."""
     timescale: PositiveNumber | None = None
     """``inverse_sqrt``: length in which the rate falls by sqrt(2); the warmup's unless given."""
     decay_fraction: Annotated[Number, Field(gt=0, le=1)] = 0.2
@@ -201,9 +204,23 @@ class Schedule(Section):
     function: str | None = None
     """``custom``: package.module.function from the span's progress to the share of the way from floor to peak."""
 
+    @property
+    def floor(self) -> float:
+        """Least factor on the peak that the curve goes to after its warmup; 0 for ``noam``, which only nears it."""
+        if self.type == "constant":
+            return 1.0
+        if self.type == "noam":
+            return 0.0
+        if self.type == "one_cycle":
+            return 1.0 / (self.div_factor * self.final_div_factor)
+        return self.min_lr_ratio
+
     @model_validator(mode="before")
     @classmethod
     def _no_warmup_before_a_rise(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("type") in RISING_TYPES and data.get("warmup") is None:
+        if not isinstance(data, Mapping) or data.get("warmup") is not None:
+            return data
+        kind = data.get("type")
+        if isinstance(kind, str) and kind in RISING_TYPES:
             return {**data, "warmup": {"fraction": 0.0}}
         return data

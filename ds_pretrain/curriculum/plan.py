@@ -19,6 +19,10 @@ from ds_pretrain.curriculum.stages import StageSpec, exact, stage_specs
 from ds_pretrain.errors import Problem, RecipeError
 
 Clock = Literal["step", "tokens", "positions"]
+_PLATEAU_NOTE = (
+    "schedule.type plateau: planned learning rates are those before any reduction; the validation loss of the run "
+    "decides on reductions, down to min_lr"
+)
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,8 @@ def _resolve(recipe: Recipe, world_size: int, corpus_positions: int | None) -> t
         return None, tuple(problems)
     clock, total = _run_length(recipe, corpus_positions)
     spans, warnings = _walk(shapes, clock, total)
+    if recipe.schedule.type == "plateau":
+        warnings = (*warnings, _PLATEAU_NOTE)
     return Plan(_stages(recipe, spans), recipe.optimizer.lr, world_size, world_size, warnings), ()
 
 
@@ -258,7 +264,7 @@ def _stages(recipe: Recipe, spans: Sequence[tuple[_Shape, int]]) -> tuple[StageP
                 lr_multiplier=multiplier,
                 formula_multiplier=formula_multiplier(shape.batch_size, spec.seq_len),
                 peak_lr=peak_lr,
-                min_lr=recipe.schedule.min_lr_ratio * peak_lr,
+                min_lr=recipe.schedule.floor * peak_lr,
                 warmup_steps=_warmup_steps(recipe.schedule.warmup, spec, shape.step_size["tokens"], steps),
                 grad_clip=_grad_clip(recipe, spec),
                 trainable_layers=spec.trainable_layers,

@@ -9,6 +9,7 @@ from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import plan_problems
 from ds_pretrain.data.indexed import TokenFile, idx_path
 from ds_pretrain.errors import DataError, Problem
+from ds_pretrain.schedules.curve import function_problems
 
 
 def epoch_positions(prefix: Path, max_seq_len: int) -> int:
@@ -59,7 +60,7 @@ def planning_problems(recipe: Recipe, world_size: int, unprepared: bool) -> Sequ
         return [Problem("data.train.0.path", str(error))]
     # any length of an epoch will do to check the batches
     stand_in = recipe.data.max_seq_len if unprepared else None
-    return plan_problems(recipe, world_size, positions or stand_in)
+    return [*plan_problems(recipe, world_size, positions or stand_in), *function_problems(recipe.schedule)]
 
 
 def known_positions(recipe: Recipe) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,8 +38,8 @@ Curve = Callable[[float], Values]
 def curve(schedule: Schedule, span: Span) -> Curve:
     """The factor on the peak, as a function of the time since the span's start.
 
-    ``min_lr_ratio`` is the floor of every type but ``noam`` and ``one_cycle``, which have ends of their own, and
-    ``constant`` and ``plateau``, which stay at the peak. Lengths that a recipe leaves out are parts of the span.
+    It never falls below ``schedule.floor``. ``constant`` and ``plateau`` stay at the peak, and so does every type on
+    a span without length, as a warmup that fills it leaves. Lengths that a recipe leaves out are parts of the span.
 
     Args:
         schedule: the recipe's section.
@@ -48,11 +48,10 @@ def curve(schedule: Schedule, span: Span) -> Curve:
     Raises:
         RecipeError: the function of type ``custom`` cannot be used.
     """
-    floor = schedule.min_lr_ratio
-    factor = _factor(schedule, span)
+    floor = schedule.floor
+    factor = shapes.constant if span.length <= 0 else _factor(schedule, span)
     if factor is not None:
-        bounded = 0.0 if schedule.type in ("noam", "one_cycle") else floor
-        return lambda t: max(float(factor(t)), bounded)
+        return lambda t: max(float(factor(t)), floor)
     share = _share(schedule, span)
     return lambda t: float(shapes.between(share(t), 1.0, floor))
 
@@ -68,6 +67,17 @@ def one_cycle(schedule: Schedule, span: Span) -> OneCycle:
         schedule.three_phase,
         schedule.anneal_strategy,
     )
+
+
+def function_problems(schedule: Schedule) -> Sequence[Problem]:
+    """What is wrong with the function of type ``custom``, which is imported and tried; empty for other types."""
+    if schedule.type != "custom" or schedule.function is None or "." not in schedule.function:
+        return ()  # the recipe's own check says what is missing
+    try:
+        _imported(schedule.function)
+    except RecipeError as error:
+        return error.problems
+    return ()
 
 
 def _factor(schedule: Schedule, span: Span) -> Curve | None:
@@ -127,13 +137,21 @@ def _imported(path: str) -> Curve:
     module, _, name = path.rpartition(".")
     try:
         shape = getattr(importlib.import_module(module), name)
-        shares = np.array([float(shape(progress)) for progress in np.linspace(0.0, 1.0, _CHECKED_POINTS)])
     except Exception as error:  # whatever the user's code happens to raise
-        raise _unusable(path, f"cannot be used: {type(error).__name__}: {error}") from error
-    wrong = shares[~((shares >= 0.0) & (shares <= 1.0))]
-    if wrong.size:
-        raise _unusable(path, f"returned {wrong[0]:g}")
-    return shape  # type: ignore[no-any-return]
+        raise _unusable(path, f"cannot be imported: {type(error).__name__}: {error}") from error
+
+    def checked(progress: float) -> float:
+        try:
+            share = float(shape(progress))
+        except Exception as error:
+            raise _unusable(path, f"cannot be used at {progress:g}: {type(error).__name__}: {error}") from error
+        if not 0.0 <= share <= 1.0:  # nor is nan
+            raise _unusable(path, f"returned {share:g} at {progress:g}")
+        return share
+
+    for progress in np.linspace(0.0, 1.0, _CHECKED_POINTS):
+        checked(float(progress))
+    return checked
 
 
 def _unusable(path: str, reason: str) -> RecipeError:
@@ -142,7 +160,8 @@ def _unusable(path: str, reason: str) -> RecipeError:
             Problem(
                 "schedule.function",
                 f"found {path!r}, which {reason}; allowed: package.module.function that takes the progress of the "
-                "span, from 0 to 1, and returns the share of the way from floor to peak, from 0 to 1",
+                "span, from 0 to 1, and returns the share of the way from floor to peak, from 0 to 1; "
+                "the folder of a module that is not installed has to be on PYTHONPATH",
             )
         ]
     )

@@ -89,7 +89,8 @@ class OneCycle:
         return result
 
     def _anneal(self, t: Values, start: float, stop: float, first: float, last: float) -> Values:
-        passed = (t - start) / (stop - start) if stop > start else t * 0.0 + 1.0
+        # a span of few steps leaves a phase no time, and the run may end a step after the cycle
+        passed = np.minimum((t - start) / (stop - start), 1.0) if stop > start else t * 0.0 + 1.0
         if self.anneal_strategy == "linear":
             return first + (last - first) * passed
         return last + (first - last) / 2.0 * (1.0 + np.cos(np.pi * passed))

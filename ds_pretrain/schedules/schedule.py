@@ -103,8 +103,6 @@ class LearningRateSchedule:
 
     def _after_warmup(self, stage: StagePlan, step: int, tokens: int) -> float:
         start, span = self._spans[stage.index]
-        if span.length <= 0:  # a warmup that fills its span leaves no room for a curve: its target is the peak
-            return stage.peak_lr
         t = min(max(self._clock(step, tokens) - start, 0.0), span.length)
         return stage.peak_lr * float(self._curves[stage.index](t))
 

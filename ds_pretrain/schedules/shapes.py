@@ -29,7 +29,12 @@ def linear(progress: Values) -> Values:
 
 
 def polynomial(progress: Values, power: float) -> Values:
-    """Share (1 - progress)^power (torch's PolynomialLR)."""
+    """Share (1 - progress)^power (torch's PolynomialLR).
+
+    Args:
+        progress: part of the span that has passed.
+        power: exponent; above 1 most of the fall comes early.
+    """
     return (1.0 - progress) ** power
 
 
@@ -58,27 +63,55 @@ def cosine_restarts(t: Values, t_0: float, t_mult: float) -> Values:
 
 
 def step(t: Values, step_size: float, gamma: float) -> Values:
-    """Factor gamma^floor(t / step_size) (torch's StepLR)."""
+    """Factor gamma^floor(t / step_size) (torch's StepLR).
+
+    Args:
+        t: time since the end of the warmup.
+        step_size: time between two falls, in the unit of ``t``.
+        gamma: factor of one fall.
+    """
     return gamma ** np.floor(t / step_size)
 
 
 def multistep(t: Values, milestones: Sequence[float], gamma: float) -> Values:
-    """Factor gamma^(milestones that t has reached) (torch's MultiStepLR)."""
+    """Factor gamma^(milestones that t has reached) (torch's MultiStepLR).
+
+    Args:
+        t: time since the end of the warmup.
+        milestones: when the rate falls, in the unit of ``t``, in any order.
+        gamma: factor of one fall.
+    """
     return gamma ** np.searchsorted(np.sort(np.asarray(milestones, dtype=float)), t, side="right")
 
 
 def exponential(t: Values, gamma: float, decay_every: float) -> Values:
-    """Factor gamma^(t / decay_every) (torch's ExponentialLR at decay_every 1)."""
+    """Factor gamma^(t / decay_every) (torch's ExponentialLR at decay_every 1).
+
+    Args:
+        t: time since the end of the warmup.
+        gamma: factor of the fall in ``decay_every``.
+        decay_every: time, in the unit of ``t``.
+    """
     return gamma ** (t / decay_every)
 
 
 def exponential_rate(t: Values, k: float) -> Values:
-    """Factor e^(-k t)."""
+    """Factor e^(-k t).
+
+    Args:
+        t: time since the end of the warmup.
+        k: rate of the fall, per unit of ``t``.
+    """
     return np.exp(-k * t)
 
 
 def inverse_sqrt(t: Values, timescale: float) -> Values:
-    """Factor sqrt(timescale / (timescale + t)) (transformers' inverse_sqrt, whose time counts the warmup too)."""
+    """Factor sqrt(timescale / (timescale + t)) (transformers' inverse_sqrt, whose time counts the warmup too).
+
+    Args:
+        t: time since the end of the warmup.
+        timescale: when the factor has fallen to sqrt(1/2), in the unit of ``t``.
+    """
     return np.sqrt(timescale / (timescale + t))
 
 

@@ -12,8 +12,8 @@ def warmup_lr(shape: WarmupShape, entry: float, target: float, k: int, warmup_st
     """entry + (target - entry) x share, whose share ends at 1: no step is wasted at the entry rate.
 
     The share of step k of W is (k + 1) / W (``linear``), (1 - cos(pi (k + 1) / W)) / 2 (``cosine``),
-    1 / sqrt(W - k) (``inverse``: slow, then steep), or 1 (``constant``: the target at once; what comes after the
-    warmup waits for its end).
+    1 / sqrt(W / (k + 1)) (``inverse``: steep, then slow, the mirror of ``inverse_sqrt``), or 1 (``constant``: the
+    target at once; what comes after the warmup waits for its end). The first three are continuous at both ends.
 
     Args:
         shape: which share.
@@ -29,7 +29,7 @@ def warmup_lr(shape: WarmupShape, entry: float, target: float, k: int, warmup_st
         return entry + (target - entry) * (k + 1) / warmup_steps
     share = {
         "cosine": 0.5 * (1.0 - math.cos(math.pi * (k + 1) / warmup_steps)),
-        "inverse": 1.0 / math.sqrt(warmup_steps - k),
+        "inverse": math.sqrt((k + 1) / warmup_steps),
         "constant": 1.0,
     }[shape]
     return entry + (target - entry) * share

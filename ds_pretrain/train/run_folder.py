@@ -32,6 +32,12 @@ def run_folder(recipe: Recipe) -> Path:
     return Path(recipe.run.output_dir) / recipe.run.name
 
 
+def changeable(recipe: Recipe) -> tuple[str, ...]:
+    """The keys that may be changed on resume: how a run is evaluated too, unless its learning rate follows that."""
+    follows = recipe.schedule.type == "plateau"
+    return tuple(key for key in CHANGEABLE if not (follows and key == "evaluation."))
+
+
 def changed_keys(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """What a recipe changes in a run that may not be changed.
 
@@ -47,7 +53,7 @@ def changed_keys(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
     return [
         f"{key}: {before.get(key)!r} in the run, {after.get(key)!r} now"
         for key in sorted({*before, *after})
-        if before.get(key) != after.get(key) and not key.startswith(CHANGEABLE)
+        if before.get(key) != after.get(key) and not key.startswith(changeable(recipe))
     ]
 
 
@@ -71,7 +77,7 @@ def check_continuation(folder: Path, recipe: Recipe, state: Mapping[str, Any], w
             f"{folder} is a run of another recipe; changed:\n"
             + "".join(f"  {change}\n" for change in changes)
             + "start a new run with run.name=…, or take the changes back; "
-            + f"what may change on resume: {', '.join(key.rstrip('.') for key in CHANGEABLE)}"
+            + f"what may change on resume: {', '.join(key.rstrip('.') for key in changeable(recipe))}"
         )
     if state["corpus"] != corpus:
         raise CheckpointError(

@@ -157,6 +157,40 @@ BAD = [
         "param_groups.decay=0.9",
         "param_groups.decay: does nothing without param_groups.kind; give kind: layerwise, or leave it out",
     ),
+    (
+        "schedule.power=2",
+        "schedule.power: found 2.0, which does nothing for type cosine; allowed with type polynomial; leave it out",
+    ),
+    (
+        "schedule={type: noam, min_lr_ratio: 0}",
+        "schedule.min_lr_ratio: found 0.0, which does nothing for type noam; allowed with type step, multistep, "
+        "exponential, linear, polynomial, cosine, cosine_restarts, triangular, triangular2, exp_range, inverse_sqrt, "
+        "wsd, plateau, custom; leave it out",
+    ),
+    (
+        "schedule={type: [noam]}",
+        "schedule.type: found ['noam']; allowed: constant, step, multistep, exponential, linear, polynomial, cosine, "
+        "cosine_restarts, triangular, triangular2, exp_range, one_cycle, noam, inverse_sqrt, wsd, plateau, custom "
+        "(did you mean 'noam'?)",
+    ),
+    ("schedule={type: step, gamma: 1.5}", "schedule.gamma: found 1.5; allowed: a number of at most 1"),
+    (
+        "schedule={type: exponential, k: 0.1, gamma: 0.5}",
+        "schedule.k: excludes gamma and decay_every; give one of the two forms",
+    ),
+    (
+        "schedule={type: one_cycle, base_momentum: 0.9, max_momentum: 0.8}",
+        "schedule.base_momentum: found 0.9; allowed: up to schedule.max_momentum, 0.8",
+    ),
+    (
+        "schedule={type: one_cycle, cycle_momentum: false, max_momentum: 0.9}",
+        "schedule.max_momentum: found 0.9, which does nothing with cycle_momentum false; leave it out",
+    ),
+    (
+        "schedule={type: one_cycle, three_phase: true, pct_start: 0.5}",
+        "schedule.pct_start: found 0.5; allowed with three_phase: less than 0.5",
+    ),
+    ("schedule.type=custom", "schedule.function: found null; type custom needs package.module.function"),
     ("param_groups.kind=patterns", "param_groups.table: is required for kind patterns, e.g. {'*.wte.*': 0.1}"),
     (
         "param_groups.no_decay=['*.wte.*', 3]",

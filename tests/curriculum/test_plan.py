@@ -172,3 +172,10 @@ def test_planning_loads_no_torch() -> None:
     code = "import sys, ds_pretrain.cli; print([m for m in ('torch', 'deepspeed', 'transformers') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_plan_says_that_a_plateau_is_not_planned() -> None:
+    data = {"train": [{"path": "corpus"}], "validation": [{"path": "held-out"}], "max_seq_len": 64}
+    (note,) = build_plan(recipe(data=data, schedule={"type": "plateau"})).warnings
+    assert note.startswith("schedule.type plateau: planned learning rates are those before any reduction")
+    assert build_plan(recipe(data=data)).warnings == ()

@@ -10,7 +10,7 @@ from tiny_models import ROWS, SIZES, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from ds_pretrain.errors import RecipeError
-from ds_pretrain.model.layers import layer_depths, num_layers
+from ds_pretrain.model.layers import has_learned_positions, layer_depths, num_layers
 
 LAYERS = 3
 _BERT_EMBEDDINGS = {
@@ -147,3 +147,12 @@ def test_a_model_whose_layers_cannot_be_told_is_named_with_the_remedy(kind: Any,
     assert problem.path == "param_groups.kind"
     assert reason in problem.message
     assert "use kind: patterns" in problem.message
+
+
+def test_which_models_learn_their_positions() -> None:
+    found = {
+        architecture
+        for architecture in SIZES
+        if architecture != "bert" and has_learned_positions(tiny_model(architecture))
+    }
+    assert found == {"gpt2", "opt"}

@@ -17,9 +17,13 @@ from ds_pretrain.schedules import LearningRateSchedule
 # every evaluation is a bad one, and every other of them lowers the rate
 PLATEAU = "schedule={type: plateau, scope: stage, factor: 0.5, patience: 1, threshold: 9.0, threshold_mode: abs}"
 ONE_CYCLE = "schedule={type: one_cycle, scope: run, by: steps, base_momentum: 0.6, max_momentum: 0.97}"
+# every evaluation lowers the rate, once they count
+EAGER = "schedule={type: plateau, scope: stage, factor: 0.5, patience: 0, threshold: 9.0, threshold_mode: abs}"
+GPT2 = ["model.architecture=gpt2", "model.config=null", "model.config={n_embd: 32, n_layer: 1, n_head: 2}"]
 VARIANTS = {
     "plateau": [PLATEAU, "evaluation.every_steps=2"],
     "one_cycle": [ONE_CYCLE],
+    "learned_positions": [EAGER, "evaluation.every_steps=1", "evaluation.batches=1", *GPT2],
     "sgd": [ONE_CYCLE, "optimizer.type=sgd"],
 }
 STOPS = (4, 7)
@@ -61,6 +65,15 @@ def test_the_rate_follows_the_validation_loss(runs: Path) -> None:
     assert factors == pytest.approx([1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25])
     events = (run / "events.jsonl").read_text(encoding="utf-8")
     assert events.count('"event": "plateau"') == 3
+
+
+def test_learned_positions_are_followed_in_the_last_stage_only(runs: Path) -> None:
+    run = runs / "unbroken/learned_positions"
+    recipe = load_recipe([run / "config.yaml"])
+    schedule = LearningRateSchedule(build_plan(recipe, 2), recipe.schedule)
+    factors = [line["lr"] / schedule.lr(line["step"] - 1, 0) for line in steps(run)]
+    # the last stage begins with the ninth step: its evaluation is the first to count, those after it lower the rate
+    assert factors == pytest.approx([1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0.5, 0.25])
 
 
 @pytest.mark.parametrize(("name", "key"), [("one_cycle", "betas"), ("sgd", "momentum")])

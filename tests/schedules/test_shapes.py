@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from support import recipe
 from torch.optim import lr_scheduler
 
+from ds_pretrain.config.optimization import SCHEDULE_KEYS
 from ds_pretrain.curriculum import build_plan
 from ds_pretrain.schedules import LearningRateSchedule, cycles, shapes
 
@@ -25,12 +26,13 @@ Settings = dict[str, Any]
 
 
 def planned(schedule: Settings, warmup_steps: int = 0) -> LearningRateSchedule:
-    """A run of ``STEPS`` steps after its warmup."""
+    """A run of ``STEPS`` steps after its warmup, with a floor of 0 where the type has a floor."""
     total = STEPS + warmup_steps
+    floor = {"min_lr_ratio": 0.0} if schedule["type"] in SCHEDULE_KEYS["min_lr_ratio"] else {}
     found = recipe(
         curriculum={"total_steps": total, "batch_size": 8},
         optimizer={"lr": 1.0},
-        schedule={"min_lr_ratio": 0.0, "by": "steps", "warmup": {"steps": warmup_steps}, **schedule},
+        schedule={**floor, "by": "steps", "warmup": {"steps": warmup_steps}, **schedule},
     )
     return LearningRateSchedule(build_plan(found), found.schedule)
 
@@ -284,7 +286,7 @@ def test_a_function_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) 
     with pytest.raises(ValueError, match=r"my_shapes.high.*returned 1\.00"):
         rates({"type": "custom", "function": "my_shapes.high"})
     with pytest.raises(
-        ValueError, match=r"schedule\.function: found 'my_shapes.none', which cannot be used: Attribute"
+        ValueError, match=r"schedule\.function: found 'my_shapes.none', which cannot be imported: Attribute"
     ):
         rates({"type": "custom", "function": "my_shapes.none"})
 

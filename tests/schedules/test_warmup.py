@@ -17,7 +17,7 @@ SHAPES: tuple[WarmupShape, ...] = ("linear", "cosine", "inverse", "constant")
     [
         ("linear", [0.25, 0.5, 0.75, 1.0]),
         ("cosine", [(1 - math.sqrt(0.5)) / 2, 0.5, (1 + math.sqrt(0.5)) / 2, 1.0]),
-        ("inverse", [0.5, 1 / math.sqrt(3), 1 / math.sqrt(2), 1.0]),
+        ("inverse", [0.5, 1 / math.sqrt(2), math.sqrt(3) / 2, 1.0]),
         ("constant", [1.0, 1.0, 1.0, 1.0]),
     ],
 )
@@ -35,3 +35,12 @@ def test_it_moves_one_way_and_ends_at_the_target(
     assert rates[-1] == pytest.approx(target, abs=1e-15)
     ups = [after - before for before, after in pairwise(rates)]
     assert all(up * (target - entry) >= -1e-15 for up in ups)
+
+
+@given(st.sampled_from(["linear", "cosine", "inverse"]), st.integers(100, 1000))
+def test_a_longer_warmup_has_smaller_steps_at_both_ends(shape: WarmupShape, warmup_steps: int) -> None:
+    first = warmup_lr(shape, 0.0, 1.0, 0, warmup_steps)
+    last = 1.0 - warmup_lr(shape, 0.0, 1.0, warmup_steps - 2, warmup_steps)
+    # sqrt(1 / W) is the largest of them at the start, 1 / W at the end
+    assert 0.0 < first <= warmup_steps**-0.5 * (1 + 1e-12)
+    assert 0.0 < last <= 1.0 / warmup_steps * (1 + 1e-9)

@@ -127,3 +127,15 @@ def test_other_tokens_are_refused(folder: Path) -> None:
         f"{folder} was trained on other tokens than corpus now holds (abc then, def now); "
         "bring the old text or token files back, or start a new run with run.name=…"
     )
+
+
+def test_how_a_run_is_evaluated_is_fixed_where_its_learning_rate_follows_that(tmp_path: Path) -> None:
+    plateau: dict[str, Any] = {
+        "data": {"train": [{"path": "corpus"}], "validation": [{"path": "held-out"}], "max_seq_len": 64},
+        "schedule": {"type": "plateau"},
+    }
+    write_config(tmp_path, recipe(**plateau))
+    check_continuation(tmp_path, recipe(**plateau, checkpoint={"keep_last": 1}), STATE, 2, "abc")
+    message = refusal(tmp_path, recipe(**plateau, evaluation={"batches": 7}))
+    assert "evaluation.batches: 50 in the run, 7 now" in message
+    assert ALLOWED.replace("evaluation, ", "") in message
