@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -94,11 +94,8 @@ ScheduleType = Literal[
 ]
 # their own rise takes the place of a warmup, unless a recipe asks for both
 RISING_TYPES: frozenset[str] = frozenset({"triangular", "triangular2", "exp_range", "one_cycle", "noam"})
-# they go from the peak to ends of their own, or stay there
-_WITHOUT_FLOOR: frozenset[str] = frozenset({"constant", "one_cycle", "noam"})
 # keys that only some types have; the lengths among them are in tokens or steps, as ``by`` says
 SCHEDULE_KEYS: Mapping[str, tuple[str, ...]] = {
-    "min_lr_ratio": tuple(kind for kind in get_args(ScheduleType) if kind not in _WITHOUT_FLOOR),
     "gamma": ("step", "multistep", "exponential", "exp_range"),
     "step_size": ("step",),
     "milestones": ("multistep",),
@@ -141,7 +138,7 @@ class Schedule(Section):
     by: Literal["tokens", "steps"] = "tokens"
     """What the curve's time and lengths are counted in."""
     min_lr_ratio: UnitInterval = 0.1
-    """Floor of the curve, as a share of the peak; ``constant``, ``noam`` and ``one_cycle`` have none to set."""
+    """Floor of the curve, as a share of the peak; ``constant``, ``noam`` and ``one_cycle`` do not look at it."""
     warmup: Warmup = Warmup()
     """Warmup of every stage; none by default for the types that rise by themselves: cyclical, one_cycle and noam."""
     gamma: Annotated[Number, Field(gt=0, le=1)] | None = None

@@ -20,8 +20,8 @@ from ds_pretrain.errors import Problem, RecipeError
 
 Clock = Literal["step", "tokens", "positions"]
 _PLATEAU_NOTE = (
-    "schedule.type plateau: planned learning rates are those before any reduction; the validation loss of the run "
-    "decides on reductions, down to min_lr"
+    "note: schedule.type plateau: planned learning rates are those before any reduction; the validation loss of the "
+    "run decides on reductions, down to min_lr"
 )
 
 

@@ -162,12 +162,6 @@ BAD = [
         "schedule.power: found 2.0, which does nothing for type cosine; allowed with type polynomial; leave it out",
     ),
     (
-        "schedule={type: noam, min_lr_ratio: 0}",
-        "schedule.min_lr_ratio: found 0.0, which does nothing for type noam; allowed with type step, multistep, "
-        "exponential, linear, polynomial, cosine, cosine_restarts, triangular, triangular2, exp_range, inverse_sqrt, "
-        "wsd, plateau, custom; leave it out",
-    ),
-    (
         "schedule={type: [noam]}",
         "schedule.type: found ['noam']; allowed: constant, step, multistep, exponential, linear, polynomial, cosine, "
         "cosine_restarts, triangular, triangular2, exp_range, one_cycle, noam, inverse_sqrt, wsd, plateau, custom "

@@ -177,5 +177,5 @@ def test_planning_loads_no_torch() -> None:
 def test_a_plan_says_that_a_plateau_is_not_planned() -> None:
     data = {"train": [{"path": "corpus"}], "validation": [{"path": "held-out"}], "max_seq_len": 64}
     (note,) = build_plan(recipe(data=data, schedule={"type": "plateau"})).warnings
-    assert note.startswith("schedule.type plateau: planned learning rates are those before any reduction")
+    assert note.startswith("note: schedule.type plateau: planned learning rates are those before any reduction")
     assert build_plan(recipe(data=data)).warnings == ()

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from support import recipe
 from torch.optim import lr_scheduler
 
-from ds_pretrain.config.optimization import SCHEDULE_KEYS
 from ds_pretrain.curriculum import build_plan
 from ds_pretrain.schedules import LearningRateSchedule, cycles, shapes
 
@@ -28,11 +27,10 @@ Settings = dict[str, Any]
 def planned(schedule: Settings, warmup_steps: int = 0) -> LearningRateSchedule:
     """A run of ``STEPS`` steps after its warmup, with a floor of 0 where the type has a floor."""
     total = STEPS + warmup_steps
-    floor = {"min_lr_ratio": 0.0} if schedule["type"] in SCHEDULE_KEYS["min_lr_ratio"] else {}
     found = recipe(
         curriculum={"total_steps": total, "batch_size": 8},
         optimizer={"lr": 1.0},
-        schedule={**floor, "by": "steps", "warmup": {"steps": warmup_steps}, **schedule},
+        schedule={"min_lr_ratio": 0.0, "by": "steps", "warmup": {"steps": warmup_steps}, **schedule},
     )
     return LearningRateSchedule(build_plan(found), found.schedule)
 
