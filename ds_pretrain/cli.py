@@ -22,6 +22,7 @@ from ds_pretrain.engine.plan_files import plan_document, write_plan_files
 from ds_pretrain.errors import Problem, UserError
 from ds_pretrain.observe.group_table import group_table
 from ds_pretrain.observe.logs import quiet_imports
+from ds_pretrain.observe.lr_curve import lr_curve
 from ds_pretrain.observe.plan_plot import plot_plan
 from ds_pretrain.observe.plan_table import plan_table
 from ds_pretrain.schedules import LearningRateSchedule
@@ -42,7 +43,9 @@ def plan(
     precision: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32, where the recipe says auto.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for plan.json and DeepSpeed's JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print plan.json instead of the table.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="File for a picture: .png, .svg or .pdf.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="File for a picture: .png, .svg or .pdf; of every group with --groups.")
+    ] = None,
     groups: Annotated[bool, typer.Option("--groups", help="Show the parameter groups too; loads torch.")] = False,
     lr_csv: Annotated[Path | None, typer.Option(help="File for the learning rate of every step.")] = None,
 ) -> None:
@@ -51,6 +54,7 @@ def plan(
     resolved = build_plan(recipe, world_size, known_positions(recipe))
     chosen, assumed = _planned_precision(recipe, precision)
     document = plan_document(resolved, recipe, chosen, assumed)
+    schedule = LearningRateSchedule(resolved, recipe.schedule)
     if groups:
         from ds_pretrain.train.planned_groups import planned_groups
 
@@ -60,7 +64,9 @@ def plan(
         if out is not None:
             write_plan_files(document, out)
         if plot is not None:
-            plot_plan(resolved, LearningRateSchedule(resolved, recipe.schedule), recipe.run.name, plot)
+            # one curve unless --groups has loaded the model
+            multipliers = {row["name"]: row["multiplier"] for row in document.get("groups", ())}
+            plot_plan(resolved, schedule, multipliers, recipe.run.name, plot)
         if lr_csv is not None:
             _write_lr_csv(recipe, resolved, lr_csv)
     except OSError as error:
@@ -70,9 +76,12 @@ def plan(
     if as_json:
         print(json.dumps(document, indent=2))
     else:
-        Console().print(plan_table(document, recipe.run.name))
+        console = Console()
+        console.print(plan_table(document, recipe.run.name))
+        if console.encoding.startswith("utf"):
+            print(lr_curve(resolved, schedule, console.width))
         if groups:
-            Console().print(group_table(document["groups"], document["assumed"].get("vocab_size")))
+            console.print(group_table(document["groups"], document["assumed"].get("vocab_size")))
 
 
 @app.command()

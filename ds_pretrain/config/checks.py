@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ds_pretrain.config.messages import shown
-from ds_pretrain.config.optimization import SCHEDULE_KEYS
+from ds_pretrain.config.optimization import OPTIMIZER_KEYS, SCHEDULE_KEYS
 from ds_pretrain.config.runtime import Fp16
 from ds_pretrain.config.schema import Recipe
 from ds_pretrain.errors import Problem
@@ -129,6 +129,28 @@ def warmup(recipe: Recipe) -> Sequence[Problem]:
     return ()
 
 
+def optimizer(recipe: Recipe) -> Sequence[Problem]:
+    """A key of the optimizer belongs to its type, and DeepSpeed is set up as the type needs it."""
+    found, settings = recipe.optimizer, recipe.deepspeed
+    problems = [
+        Problem(
+            f"optimizer.{key}",
+            f"does nothing for type {found.type}; allowed with type {', '.join(types)}; leave it out",
+        )
+        for key, types in OPTIMIZER_KEYS.items()
+        if found.type not in types and getattr(found, key) != type(found).model_fields[key].get_default()
+    ]
+    if found.type == "lamb" and (settings.zero_stage != 0 or recipe.precision != "fp32"):
+        problems.append(
+            Problem(
+                "optimizer.type",
+                "found lamb, which scales the step of each weight matrix by its norm, and ZeRO joins them to one; "
+                "give deepspeed.zero_stage=0 precision=fp32, or another type",
+            )
+        )
+    return problems
+
+
 def schedule(recipe: Recipe) -> Sequence[Problem]:
     """A key of the schedule belongs to its type, and what a type needs is there."""
     found = recipe.schedule
@@ -201,7 +223,7 @@ def offload(recipe: Recipe) -> Sequence[Problem]:
             )
         if value.device == "nvme" and value.nvme_path is None:
             problems.append(Problem(f"deepspeed.{key}.nvme_path", "is required for device nvme"))
-    if settings.offload_optimizer is not None and recipe.optimizer.type == "sgd":
+    if settings.offload_optimizer is not None and recipe.optimizer.type not in ("adamw", "adam"):
         problems.append(
             Problem(
                 "deepspeed.offload_optimizer",
@@ -266,6 +288,7 @@ CHECKS: tuple[Callable[[Recipe], Sequence[Problem]], ...] = (
     stages,
     pacing,
     warmup,
+    optimizer,
     schedule,
     offload,
     unfreezing,

@@ -13,21 +13,34 @@ UnitInterval = Annotated[Number, Field(ge=0, le=1)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
 
 
+# keys that only some optimizers have
+OPTIMIZER_KEYS: Mapping[str, tuple[str, ...]] = {
+    "betas": ("adamw", "adam", "lion", "lamb", "muon"),
+    "eps": ("adamw", "adam", "lamb", "muon"),
+    "momentum": ("sgd", "muon"),
+    "adam_multiplier": ("muon",),
+}
+
+
 class Optimizer(Section):
     """The optimizer and its base learning rate."""
 
     type: Literal["adamw", "adam", "sgd", "lion", "lamb", "muon", "schedule_free_adamw"] = "adamw"
-    """``adamw`` decays weights apart from the gradient, ``adam`` adds the decay to it (L2)."""
+    """``adamw`` decays weights apart from the gradient, ``adam`` adds the decay to it (L2). ``lion`` wants a rate of a
+    third to a tenth of Adam's. ``lamb`` needs ZeRO 0 and fp32. ``muon`` trains the matrices of the layers, at rates
+    like 0.02, and the rest by AdamW."""
     lr: PositiveNumber
     """Base learning rate; a stage's peak is this times its multiplier."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    """Decay rates of Adam's two moments."""
+    """Decay rates of Adam's two moments; of ``lion``'s interpolation and momentum; of what ``muon`` leaves to AdamW."""
     eps: PositiveNumber = 1e-8
     """Added to the root of the second moment."""
     weight_decay: NonNegativeNumber = 0.1
     """Weight decay of everything but biases, norms and, by choice, embeddings."""
     momentum: Beta = 0.9
-    """Momentum of ``sgd``."""
+    """Momentum of ``sgd`` and ``muon``."""
+    adam_multiplier: PositiveNumber = 0.05
+    """``muon``: factor on the learning rate of embeddings, head, biases and norms, which AdamW trains: 1e-3 at 0.02."""
     decay_embeddings: bool = False
     """Whether embeddings decay too."""
 

@@ -15,7 +15,8 @@ _BUILT_VALUES = {
     "model.compile": (False,),
     "data.sequence_mode": ("chunk", "truncate"),
     "data.document_mask": (False,),
-    "optimizer.type": ("adamw", "adam", "sgd"),
+    # its averaged weights live in the optimizer alone: what ZeRO evaluates, saves and exports would not be they
+    "optimizer.type": ("adamw", "adam", "sgd", "lion", "lamb", "muon"),
     "checkpoint.keep_best": (False,),
     "checkpoint.asynchronous": (False,),
     "tracking.tensorboard": (False,),

@@ -12,7 +12,9 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.config import DeepSpeedConfig
 from torch import nn
 
+from ds_pretrain.config import Optimizer
 from ds_pretrain.curriculum import StagePlan
+from ds_pretrain.engine.optimizers import client_optimizer
 from ds_pretrain.engine.rng import restore_rng, rng_state
 from ds_pretrain.errors import Problem, RecipeError, TrainingError
 from ds_pretrain.model.groups import ParameterGroup
@@ -37,7 +39,10 @@ def check_accepted(deepspeed_json: Mapping[str, Any]) -> None:
 
 
 def build_engine(
-    module: nn.Module, groups: Sequence[ParameterGroup], deepspeed_json: Mapping[str, Any]
+    module: nn.Module,
+    groups: Sequence[ParameterGroup],
+    deepspeed_json: Mapping[str, Any],
+    optimizer: Optimizer | None = None,
 ) -> DeepSpeedEngine:
     """A DeepSpeed engine over a module that returns its own summed loss.
 
@@ -45,13 +50,18 @@ def build_engine(
         module: the model with its loss.
         groups: parameter groups with names and multipliers.
         deepspeed_json: DeepSpeed's configuration of the first stage.
+        optimizer: the recipe's section, of which an optimizer is built where the configuration names none.
 
     Returns:
         The engine, in training mode.
     """
     # copies: DeepSpeed puts its flat partitions in place of a group's parameters
     copies = [dict(group) for group in groups]
-    engine, *_ = deepspeed.initialize(model=module, model_parameters=copies, config=dict(deepspeed_json))
+    given: dict[str, Any] = {"model_parameters": copies}
+    if "optimizer" not in deepspeed_json:
+        assert optimizer is not None
+        given = {"optimizer": client_optimizer(optimizer, copies)}
+    engine, *_ = deepspeed.initialize(model=module, config=dict(deepspeed_json), **given)
     names = [group.get("name") for group in engine.basic_optimizer.param_groups]
     assert names == [group["name"] for group in groups], f"DeepSpeed changed the parameter groups: {names}"
     scaler = getattr(engine.optimizer, "loss_scaler", None)

@@ -88,7 +88,6 @@ def _generated(recipe: Recipe, stage: StagePlan, precision: Precision) -> dict[s
         "train_micro_batch_size_per_gpu": stage.micro_batch_size,
         "gradient_accumulation_steps": stage.grad_accum_steps,
         "gradient_clipping": stage.grad_clip,
-        "optimizer": _optimizer(recipe.optimizer, stage.peak_lr, offloaded=_offloads_optimizer(recipe)),
         "zero_optimization": _zero(recipe, precision),
         # stock torch optimizers are not on DeepSpeed's list of those tried with ZeRO
         "zero_allow_untested_optimizer": True,
@@ -96,12 +95,22 @@ def _generated(recipe: Recipe, stage: StagePlan, precision: Precision) -> dict[s
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16"},
     }
+    if not is_client_optimizer(recipe.optimizer):
+        document["optimizer"] = _optimizer(recipe.optimizer, stage.peak_lr, offloaded=_offloads_optimizer(recipe))
+    if recipe.optimizer.type == "muon":
+        # Muon needs the whole gradient of a matrix
+        document["zero_optimization"]["reduce_scatter"] = False
     if precision == "bf16":
         # the default sums micro batches in bf16
         document["data_types"] = {"grad_accum_dtype": "fp32"}
     elif precision == "fp16":
         document["fp16"] |= recipe.deepspeed.fp16.model_dump()
     return document
+
+
+def is_client_optimizer(optimizer: Optimizer) -> bool:
+    """Whether the optimizer is built here and handed to DeepSpeed, instead of named in its JSON."""
+    return optimizer.type in ("lion", "lamb", "muon")
 
 
 def _offloads_optimizer(recipe: Recipe) -> bool:

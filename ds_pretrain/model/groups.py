@@ -63,7 +63,8 @@ def plan_groups(model: PreTrainedModel, optimizer: Optimizer, settings: ParamGro
     the geometric mean of their own multipliers. ``patterns``: that of the first pattern which matches, else 1.
 
     Biases and norms (anything with fewer than two dimensions) never decay, embeddings by choice, nor does what
-    ``no_decay`` names; a head that is tied to the embedding is an embedding.
+    ``no_decay`` names; a head that is tied to the embedding is an embedding. With ``muon``, the matrices of the layers
+    are groups of that name, and the multipliers of all others are times ``adam_multiplier``.
 
     Args:
         model: a transformers model, on any device, partitioned or not; nothing of it is changed.
@@ -85,14 +86,16 @@ def plan_groups(model: PreTrainedModel, optimizer: Optimizer, settings: ParamGro
     one_rate = len({rate.multiplier for rate in rates.values()}) == 1
     decaying = _decaying(model, optimizer, settings.no_decay)
     members: dict[tuple[_Rate, str], list[str]] = {}
+    matrices = _layer_matrices(model) & decaying if optimizer.type == "muon" else frozenset()
     for name, rate in rates.items():
-        kind = "frozen" if rate.multiplier == 0 else "decay" if name in decaying else "no_decay"
+        kind = "decay" if name in decaying else "no_decay"
+        kind = "frozen" if rate.multiplier == 0 else "muon" if name in matrices else kind
         members.setdefault((_Rate("", rate.multiplier) if one_rate else rate, kind), []).append(name)
     return tuple(
         GroupPlan(
             name=f"{rate.label}.{kind}" if rate.label else kind,
-            lr_multiplier=rate.multiplier,
-            weight_decay=optimizer.weight_decay if kind == "decay" else 0.0,
+            lr_multiplier=rate.multiplier * (optimizer.adam_multiplier if matrices and kind != "muon" else 1.0),
+            weight_decay=optimizer.weight_decay if kind in ("decay", "muon") else 0.0,
             parameters=tuple(names),
         )
         for (rate, kind), names in sorted(
@@ -198,6 +201,16 @@ def _decaying(model: PreTrainedModel, optimizer: Optimizer, no_decay: Iterable[s
         and not name.endswith("bias")
         and (optimizer.decay_embeddings or id(parameter) not in embeddings)
         and _first_match(name, no_decay) is None
+    )
+
+
+def _layer_matrices(model: PreTrainedModel) -> frozenset[str]:
+    """Names of the weight matrices inside the layers."""
+    depths, layers = layer_depths(model), num_layers(model)
+    return frozenset(
+        name
+        for name, parameter in model.named_parameters()
+        if len(getattr(parameter, "ds_shape", parameter.shape)) == 2 and 0 < depths[name] <= layers
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from ds_pretrain.curriculum import Plan, StagePlan
 from ds_pretrain.errors import UserError
@@ -12,12 +15,15 @@ _POINTS = 2000
 _SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def plot_plan(plan: Plan, schedule: LearningRateSchedule, title: str, path: Path) -> None:
+def plot_plan(
+    plan: Plan, schedule: LearningRateSchedule, multipliers: Mapping[str, float], title: str, path: Path
+) -> None:
     """Draws a plan, 1200 x 800 pixels as PNG.
 
     Args:
         plan: the resolved stages.
         schedule: their learning rates.
+        multipliers: factor of every parameter group on the learning rate, by name; none for a single curve.
         title: name of the run.
         path: where to, by its ending as PNG, SVG or PDF.
 
@@ -33,7 +39,11 @@ def plot_plan(plan: Plan, schedule: LearningRateSchedule, title: str, path: Path
     rate, length, batch, clip = figure.subplots(4, 1, sharex=True, height_ratios=[3, 1, 1, 1])
     steps = _shown_steps(plan)
     tokens = [plan.tokens_before(step) for step in steps]
-    rate.plot(tokens, [schedule.lr(step, at) for step, at in zip(steps, tokens, strict=True)], color="tab:blue")
+    rates = [schedule.lr(step, at) for step, at in zip(steps, tokens, strict=True)]
+    for label, multiplier, color in _curves(multipliers):
+        rate.plot(tokens, [multiplier * value for value in rates], color=color, label=label)
+    if multipliers:
+        rate.legend(fontsize="small", loc="upper right")
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
     rate.set_title(f"{title}: {plan.total_steps:,} steps, {plan.total_tokens:,} tokens", loc="left")
@@ -54,9 +64,34 @@ def plot_plan(plan: Plan, schedule: LearningRateSchedule, title: str, path: Path
         for edge in edges[1:-1]:
             axes.axvline(edge, color="0.8", linewidth=0.8, zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
+    clip.set_xlim(0, plan.total_tokens)
     clip.xaxis.set_major_formatter(EngFormatter(sep=""))
     clip.set_xlabel("tokens")
+    corners = [stage.start_step for stage in plan.stages] + [plan.total_steps]
+    above = rate.secondary_xaxis(
+        "top", functions=(lambda at: np.interp(at, edges, corners), lambda step: np.interp(step, corners, edges))
+    )
+    above.xaxis.set_major_formatter(EngFormatter(sep=""))
+    above.set_xlabel("steps")
     figure.savefig(path)
+
+
+def _curves(multipliers: Mapping[str, float]) -> list[tuple[str, float, object]]:
+    """Label, factor and colour of every different factor, the groups that share it named together."""
+    from matplotlib import colormaps
+
+    names: dict[float, list[str]] = {}
+    for name, multiplier in sorted(multipliers.items(), key=lambda item: -item[1]):
+        names.setdefault(multiplier, []).append(name.removesuffix(".decay").removesuffix(".no_decay"))
+    if not names:
+        return [("", 1.0, "tab:blue")]
+    shades = colormaps["viridis"](np.linspace(0.0, 0.9, len(names)))
+    labelled: list[tuple[str, float, object]] = []
+    for shade, (multiplier, sharing) in zip(shades, names.items(), strict=True):
+        different = list(dict.fromkeys(sharing))
+        shown = ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
+        labelled.append((f"{shown} (x {multiplier:.3g})", multiplier, tuple(shade)))
+    return labelled
 
 
 def _shown_steps(plan: Plan) -> list[int]:

@@ -106,7 +106,7 @@ def prepare_run(recipe: Recipe, ranks: Ranks, fresh: bool = False) -> Setup:
         raise RecipeError(problems)
     check_accepted(stage_json(recipe, plan.stages[0], precision))
     config = model_config(recipe.model, corpus.vocabulary, recipe.data.max_seq_len)
-    grouped = recipe.param_groups != ParamGroups()
+    grouped = recipe.param_groups != ParamGroups() or recipe.optimizer.type == "muon"
     groups = group_rows(meta_model(recipe.model, config), recipe, plan) if grouped else []
     folder = run_folder(recipe)
     checkpoint, warnings = (None, []) if fresh else _find_checkpoint(recipe, folder, ranks)

@@ -46,7 +46,8 @@ class TrainedLayers:
     def build(self, stage: StagePlan) -> Engine:
         """A new engine that trains what a stage trains."""
         self._select(stage)
-        return build_engine(self._module, self._groups(stage), stage_json(self._recipe, stage, self._precision))
+        document = stage_json(self._recipe, stage, self._precision)
+        return build_engine(self._module, self._groups(stage), document, self._recipe.optimizer)
 
     def change(self, engine: Engine, before: StagePlan, after: StagePlan) -> Engine:
         """The engine of another stage, which goes on where the one before stopped. Every rank takes part.

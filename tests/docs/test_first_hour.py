@@ -93,8 +93,8 @@ def test_plan_shows_the_stages_and_refuses_mistakes_at_once(folder: Path) -> Non
     assert refused.stderr.splitlines()[1:] == [
         "  curriculum.stages.1.seq_len: found 1024; allowed: up to data.max_seq_len, 512; shorten it or raise "
         "data.max_seq_len",
-        "  optimizer.lrr: unknown key; allowed: type, lr, betas, eps, weight_decay, momentum, decay_embeddings "
-        "(did you mean 'lr'?)",
+        "  optimizer.lrr: unknown key; allowed: type, lr, betas, eps, weight_decay, momentum, adam_multiplier, "
+        "decay_embeddings (did you mean 'lr'?)",
     ]
     assert not (folder / "runs").exists()
 

@@ -35,8 +35,13 @@ def runs(train_many: Many, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for zero, precision in CASES
     ]
     wandb = [output, "run.name=wandb", "tracking.wandb.mode=offline", "tracking.wandb.project=tests"]
-    train_many(2, [*variants, [output, "run.name=zero0", "deepspeed.zero_stage=0"], wandb])
-    train_many(1, [[output, "run.name=one-rank"]])
+    others = [
+        [output, f"run.name={kind}-zero{zero}", f"optimizer.type={kind}", *more, f"deepspeed.zero_stage={zero}"]
+        for kind, more in (("lion", []), ("muon", ["optimizer.adam_multiplier=1.0"]))
+        for zero in (1, 2)
+    ]
+    train_many(2, [*variants, [output, "run.name=zero0", "deepspeed.zero_stage=0"], wandb, *others])
+    train_many(1, [[output, "run.name=one-rank"], [*others[0], "run.name=one-lion"], [*others[2], "run.name=one-muon"]])
     return folder
 
 
@@ -82,6 +87,16 @@ def test_one_rank_and_two_learn_the_same(runs: Path) -> None:
         [line["val_loss"] for line in metrics(runs / name) if "val_loss" in line] for name in ("one-rank", "zero1-fp32")
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lion", "muon"])
+@pytest.mark.parametrize("zero", [1, 2])
+def test_other_optimizers_learn_the_same_on_one_rank_and_two(runs: Path, kind: str, zero: int) -> None:
+    one, two = steps(runs / f"one-{kind}"), steps(runs / f"{kind}-zero{zero}")
+    # signs and bf16 orthogonalization make much of the last bit
+    assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in two], abs=0.02)
+    assert two[-1]["loss"] < two[0]["loss"] - 0.1
+    assert set(two[0]["lr_groups"]) == ({"decay", "no_decay"} if kind == "lion" else {"muon", "no_decay"})
 
 
 def test_evaluation_is_at_the_stages_length_and_at_full_length(runs: Path) -> None:
