@@ -69,7 +69,7 @@ def measure(tokens: np.memmap, seq_len: int, batch_size: int) -> tuple[float, fl
     copy: list[float] = []
     for step in range(STEPS):
         at = step * size % (CORPUS_TOKENS - size)
-        assembly.append(seconds(lambda step=step: step_batch(stream, stage, step, seed=1)))
+        assembly.append(seconds(lambda step=step: step_batch(stream, [stage], step, seed=1)))
         copy.append(
             seconds(lambda at=at: (plain[at : at + size].astype("i8"), plain[at + 1 : at + 1 + size].astype("i8")))
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from ds_pretrain.curriculum.skips import Skip, stretch_at
 from ds_pretrain.data.rows import StageRows, rank_slice
 from ds_pretrain.data.stream import TokenStream
 
@@ -53,46 +54,45 @@ class StepBatch:
     micro_batches: tuple[MicroBatch, ...]
 
 
-def stage_rows(stage: StagePlan, *, seed: int, max_seq_len: int, sequence_mode: SequenceMode) -> StageRows:
-    """The rows of a stage: next to one another in ``chunk``, one window apart in ``truncate``."""
-    return StageRows(
-        seed=seed,
-        stage=stage.index,
-        start_cursor=stage.start_cursor,
-        steps=stage.end_step - stage.start_step,
-        batch_size=stage.batch_size,
-        stride=stage.seq_len if sequence_mode == "chunk" else max_seq_len,
-    )
-
-
 def step_batch(
     stream: TokenStream,
-    stage: StagePlan,
+    stages: Sequence[StagePlan],
     step: int,
     *,
     seed: int,
     rank: int = 0,
     data_parallel_size: int = 1,
     sequence_mode: SequenceMode = "chunk",
+    skips: Sequence[Skip] = (),
     pin_memory: bool = False,
 ) -> StepBatch:
     """Reads one rank's rows of one step.
 
     Args:
         stream: the training stream.
-        stage: the stage that ``step`` belongs to.
+        stages: the plan's stages, in order, without gaps.
         step: step of the run, from 0.
         seed: the run's seed.
         rank: data-parallel rank, from 0.
         data_parallel_size: ranks that see different data.
         sequence_mode: ``chunk`` uses every position, ``truncate`` the first seq_len of every window.
+        skips: what rollbacks have left out, in their order.
         pin_memory: page-locked tensors, for copies to a GPU that overlap computing.
 
     Returns:
         The rank's micro batches.
     """
-    rows = stage_rows(stage, seed=seed, max_seq_len=stream.max_seq_len, sequence_mode=sequence_mode)
-    starts = rows.starts(step - stage.start_step)
+    stage, stretch = stretch_at(stages, step, skips)
+    rows = StageRows(
+        seed=seed,
+        stage=stage.index,
+        start_cursor=stretch.start_cursor,
+        steps=stretch.end_step - stretch.start_step,
+        batch_size=stage.batch_size,
+        stride=stage.seq_len if sequence_mode == "chunk" else stream.max_seq_len,
+        reading=stretch.reading,
+    )
+    starts = rows.starts(step - stretch.start_step)
     micro = stage.micro_batch_size
     slices = [rank_slice(starts, rank, data_parallel_size, micro, number) for number in range(stage.grad_accum_steps)]
     inputs, targets = (torch.from_numpy(part) for part in stream.read(np.concatenate(slices), stage.seq_len))
@@ -116,7 +116,7 @@ class StepLoader:
         data_parallel_size: ranks that see different data.
         first_step: step of the run to begin with, from 0.
         total_steps: steps of the run; the last batch is that of step total_steps - 1.
-        sequence_mode: as in ``step_batch``.
+        sequence_mode, skips: as in ``step_batch``.
         prefetch: steps held ready, at least 1.
         pin_memory: as in ``step_batch``.
 
@@ -137,6 +137,7 @@ class StepLoader:
         sequence_mode: SequenceMode,
         prefetch: int,
         pin_memory: bool,
+        skips: Sequence[Skip] = (),
     ) -> None:
         if prefetch < 1:
             raise ValueError(f"prefetch: found {prefetch}; at least 1 step must be held ready")
@@ -150,6 +151,7 @@ class StepLoader:
         self._steps = range(first_step, total_steps)
         self._sequence_mode: SequenceMode = sequence_mode
         self._pin_memory = pin_memory
+        self._skips = tuple(skips)
         self._ready: queue.Queue[StepBatch | Exception] = queue.Queue(prefetch)
         self._stop = threading.Event()
         self._end: Exception | None = None
@@ -200,14 +202,14 @@ class StepLoader:
             self._ready.put(end)
 
     def _read(self, step: int) -> StepBatch:
-        stage = next(stage for stage in self._stages if step < stage.end_step)
         return step_batch(
             self._stream,
-            stage,
+            self._stages,
             step,
             seed=self._seed,
             rank=self._rank,
             data_parallel_size=self._data_parallel_size,
             sequence_mode=self._sequence_mode,
+            skips=self._skips,
             pin_memory=self._pin_memory,
         )

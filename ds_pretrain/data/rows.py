@@ -2,7 +2,8 @@
 
 Cut in order, neighbouring rows would come from one window and travel in one batch. So a stage's rows are
 permuted, on the fly, inside shuffle blocks of a few hundred steps. Blocks start at the stage's start and do
-not reach beyond its end, so a stage uses exactly its own positions, whatever comes before or after it.
+not reach beyond its end, so a stage uses exactly its own positions, whatever comes before or after it. What a
+rollback reads in place of data left out is shuffled in the same way, by itself.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from ds_pretrain.data.permutation import Permutation
 
 @dataclass(frozen=True)
 class StageRows:
-    """The rows of one stage, in the order in which its steps take them.
+    """The rows of one stage, or of what a rollback put in place of some of them, in the order in which steps take them.
 
     Args:
         seed: the run's seed.
         stage: the stage's index; stages are shuffled differently.
-        start_cursor: stream position of the stage's first row.
-        steps: steps of the stage.
+        start_cursor: stream position of the first row.
+        steps: steps of the stage, or those that the rollback covers.
         batch_size: rows of a step, over all ranks.
         stride: positions by which one row moves the cursor.
         block_steps: steps of a shuffle block. Steps that do not fill a last block join the one before, since
             a block of a few steps would keep the rows of a window together again.
+        reading: 0 for the stage as planned, k for what the k-th rollback put in its place.
     """
 
     seed: int
@@ -37,12 +39,13 @@ class StageRows:
     batch_size: int
     stride: int
     block_steps: int = 256
+    reading: int = 0
 
     def starts(self, step: int) -> NDArray[np.int64]:
         """Where the rows of one step start.
 
         Args:
-            step: counted from the stage's start, below ``steps``.
+            step: counted from the first of these steps, below ``steps``.
 
         Returns:
             Stream positions, shape [batch_size], in batch order.
@@ -52,7 +55,8 @@ class StageRows:
         block = min(step // self.block_steps, max(0, self.steps // self.block_steps - 1))
         first = block * self.block_steps
         last = self.steps if first + 2 * self.block_steps > self.steps else first + self.block_steps
-        order = Permutation((last - first) * self.batch_size, self.seed, self.stage, block)
+        key = (self.seed, self.stage, block, *([self.reading] if self.reading else []))
+        order = Permutation((last - first) * self.batch_size, *key)
         places = np.arange(self.batch_size, dtype=np.int64) + (step - first) * self.batch_size
         return self.start_cursor + (first * self.batch_size + order(places)) * self.stride
 

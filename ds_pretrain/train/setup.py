@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ds_pretrain.config import ParamGroups, Recipe
 from ds_pretrain.curriculum import Plan, StagePlan, build_plan
+from ds_pretrain.curriculum.skips import Skip
 from ds_pretrain.curriculum.unfreezing import widest
 from ds_pretrain.data.loader import StepLoader
 from ds_pretrain.data.manifest import open_corpus
@@ -174,7 +175,9 @@ def start_engine(setup: Setup, ranks: Ranks) -> tuple[Engine, PreTrainedModel, T
     return engine, model, layers
 
 
-def open_loader(setup: Setup, ranks: Ranks, stages: Sequence[StagePlan], first_step: int) -> StepLoader:
+def open_loader(
+    setup: Setup, ranks: Ranks, stages: Sequence[StagePlan], first_step: int, skips: Sequence[Skip] = ()
+) -> StepLoader:
     """This rank's batches of the training corpus, from a step to the end of the stages.
 
     Args:
@@ -182,6 +185,7 @@ def open_loader(setup: Setup, ranks: Ranks, stages: Sequence[StagePlan], first_s
         ranks: this process among those of the run.
         stages: in order, without gaps.
         first_step: step to begin with, from 0.
+        skips: what rollbacks have left out, in their order.
     """
     data = setup.recipe.data
     assert data.sequence_mode != "mask"
@@ -197,6 +201,7 @@ def open_loader(setup: Setup, ranks: Ranks, stages: Sequence[StagePlan], first_s
         sequence_mode=data.sequence_mode,
         prefetch=data.prefetch_steps,
         pin_memory=ranks.device.type == "cuda",
+        skips=skips,
     )
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,35 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from stages import chain
 
+from ds_pretrain.curriculum.skips import Skip, cursor_before
 from ds_pretrain.data.loader import StepBatch, StepLoader, step_batch
 from ds_pretrain.data.stream import TokenStream
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What the loader reads of a planned stage."""
-
-    index: int
-    start_step: int
-    end_step: int
-    seq_len: int
-    batch_size: int
-    micro_batch_size: int
-    grad_accum_steps: int
-    start_cursor: int
-
-
-def chain(shapes: Sequence[tuple[int, int, int, int]], ranks: int = 1, stride: int | None = None) -> list[Stage]:
-    """Stages one after another from (steps, seq_len, micro_batch_size, grad_accum_steps)."""
-    stages: list[Stage] = []
-    step = cursor = 0
-    for index, (steps, seq_len, micro, accum) in enumerate(shapes):
-        batch_size = ranks * micro * accum
-        stages.append(Stage(index, step, step + steps, seq_len, batch_size, micro, accum, cursor))
-        step += steps
-        cursor += steps * batch_size * (stride or seq_len)
-    return stages
 
 
 def numbered_stream(num_windows: int, max_seq_len: int, cls: type[TokenStream] = TokenStream) -> TokenStream:
@@ -122,6 +98,60 @@ def test_an_epoch_uses_every_input_and_every_target_once(
     assert all(np.array_equal(target, tokens + 1) for tokens, target in zip(inputs, targets, strict=True))
 
 
+@given(shapes=shapes, ranks=st.integers(1, 3), sequence_mode=st.sampled_from(["chunk", "truncate"]), data=st.data())
+def test_whatever_rollbacks_leave_out_nothing_is_used_twice_and_nothing_else_is_lost(
+    shapes: list[tuple[int, int, int, int]], ranks: int, sequence_mode: str, data: st.DataObject
+) -> None:
+    """A run that goes on, stops, starts again and goes back, over stages: every window is that of one step."""
+    stages = chain(shapes, ranks, 12 if sequence_mode == "truncate" else None)
+    total = stages[-1].end_step
+    tokens_read: dict[int, list[int]] = {}
+    left_out: list[int] = []
+    skips: list[Skip] = []
+    stream = numbered_stream(40 * total * ranks, 12)
+
+    def take(first: int, last: int) -> None:
+        for rank in range(ranks):
+            with make_loader(
+                stream,
+                stages,
+                rank=rank,
+                data_parallel_size=ranks,
+                first_step=first,
+                total_steps=last,
+                sequence_mode=sequence_mode,
+                skips=skips,
+            ) as loader:
+                for batch in loader:
+                    for micro in batch.micro_batches:
+                        tokens_read.setdefault(batch.step, []).extend(micro.input_ids.flatten().tolist())
+
+    step = 0
+    for _ in range(data.draw(st.integers(0, 4))):
+        reached = data.draw(st.integers(step, total))
+        stop = data.draw(st.integers(step, reached))  # the process ends here, and another goes on
+        take(step, stop)
+        take(stop, reached)
+        step = data.draw(st.integers(0, reached))
+        if step < reached:
+            skips.append(Skip(step, reached - step))
+            for taken_back in range(step, reached):
+                left_out += tokens_read.pop(taken_back)
+    kept = {number: list(tokens) for number, tokens in tokens_read.items()}
+    take(step, total)
+    assert all(tokens_read[number] == tokens for number, tokens in kept.items())
+    used = [token for tokens in tokens_read.values() for token in tokens]
+    assert len(set(used + left_out)) == len(used) + len(left_out)
+    positions = cursor_before(stages, total, skips)
+    if sequence_mode == "chunk":
+        windows = np.arange(-(-positions // 12)) * 12
+        order = stream.windows(windows // 12) * 12
+        in_order = (order[:, None] + np.arange(12)).ravel()[:positions]
+        assert sorted(used + left_out) == sorted(in_order.tolist())
+    else:
+        assert len({token // 12 for token in used + left_out}) == positions // 12
+
+
 THREE_STAGES = chain([(6, 4, 2, 3), (7, 10, 3, 1), (5, 16, 1, 2)])
 
 
@@ -141,7 +171,7 @@ def batch_in_order(stream: TokenStream, stage: Any, step: int, ranks: int, micro
     """All rows of a step, micro step by micro step and rank by rank."""
     accum = stage.batch_size // (ranks * micro)
     split = replace(stage, micro_batch_size=micro, grad_accum_steps=accum)
-    shares = [step_batch(stream, split, step, seed=1, rank=rank, data_parallel_size=ranks) for rank in range(ranks)]
+    shares = [step_batch(stream, [split], step, seed=1, rank=rank, data_parallel_size=ranks) for rank in range(ranks)]
     return torch.cat([shares[rank].micro_batches[m].input_ids for m in range(accum) for rank in range(ranks)])
 
 
@@ -156,7 +186,7 @@ def test_ranks_and_micro_batches_together_are_the_batch_of_one_rank(ranks: int, 
 
 def test_micro_batches_have_the_stages_shape_and_are_int64() -> None:
     for stage in THREE_STAGES:
-        batch = step_batch(numbered_stream(9, 16), stage, stage.start_step, seed=1)
+        batch = step_batch(numbered_stream(9, 16), THREE_STAGES, stage.start_step, seed=1)
         assert len(batch.micro_batches) == stage.grad_accum_steps
         for micro in batch.micro_batches:
             assert micro.input_ids.shape == micro.targets.shape == (stage.micro_batch_size, stage.seq_len)
@@ -167,7 +197,7 @@ def test_truncate_takes_the_first_tokens_of_every_window_once() -> None:
     stages = chain([(3, 4, 2, 1), (2, 10, 3, 1)], stride=16)
     stream = numbered_stream(12, 16)
     batches = [
-        step_batch(stream, stage, step, seed=1, sequence_mode="truncate")
+        step_batch(stream, stages, step, seed=1, sequence_mode="truncate")
         for stage in stages
         for step in range(stage.start_step, stage.end_step)
     ]
@@ -195,7 +225,7 @@ class RecordingStream(TokenStream):
 def test_only_the_ranks_own_rows_are_read() -> None:
     stream = numbered_stream(50, 16, RecordingStream)
     (stage,) = chain([(10, 8, 2, 3)], ranks=4)
-    step_batch(stream, stage, 3, seed=1, rank=2, data_parallel_size=4)
+    step_batch(stream, [stage], 3, seed=1, rank=2, data_parallel_size=4)
     assert isinstance(stream, RecordingStream)
     assert stream.rows == 6
 

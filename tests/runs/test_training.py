@@ -141,10 +141,10 @@ def test_the_first_batch_is_the_loaders(runs: Path, base: Path, corpus: Path) ->
     tokens, _ = open_corpus(corpus)
     stream = TokenStream(tokens.tokens, 64, recipe.run.seed)
     halves = [
-        step_batch(stream, build_plan(recipe, 2).stages[0], 0, seed=recipe.run.seed, rank=rank, data_parallel_size=2)
+        step_batch(stream, build_plan(recipe, 2).stages, 0, seed=recipe.run.seed, rank=rank, data_parallel_size=2)
         for rank in range(2)
     ]
-    whole = step_batch(stream, plan.stages[0], 0, seed=recipe.run.seed)
+    whole = step_batch(stream, plan.stages, 0, seed=recipe.run.seed)
     rows = torch.cat([micro.input_ids for micro in whole.micro_batches])
     dealt = [half.micro_batches[m].input_ids for m in range(len(halves[0].micro_batches)) for half in halves]
     assert torch.equal(rows, torch.cat(dealt))

@@ -1,0 +1,106 @@
+"""Which part of the stream a step reads, once rollbacks have left out the data of some steps.
+
+A rollback goes back from one step to an earlier one, and the steps in between are taken again, with other data: the
+data that led to the rollback is not read a second time. Every other step keeps the data that the plan gives it. The
+other data comes from beyond the plan's end: the k-th rollback's from where that of the one before it ends. So, whatever
+the order of rollbacks and stages, what was read before stays as it was, no position is read twice by the steps that
+count, and the positions left out are those of the steps that were taken back, and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ds_pretrain.curriculum.plan import StagePlan
+
+
+@dataclass(frozen=True)
+class Skip:
+    """What one rollback leaves out: the data that the steps it took back have read.
+
+    Args:
+        step: first step whose data is left out, from 0: the step that the run went back to.
+        steps: how many steps; they may belong to several stages.
+    """
+
+    step: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.step < 0 or self.steps < 1:
+            raise ValueError(f"skip: found step {self.step} and {self.steps} steps; at least 0 and 1")
+
+    @property
+    def end(self) -> int:
+        """The step after the last one."""
+        return self.step + self.steps
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps of one stage that share one part of the stream, which is theirs alone.
+
+    Args:
+        start_step, end_step: steps of the run, from 0, end exclusive.
+        start_cursor: stream position at which their part begins.
+        reading: 0 for what the plan gives a whole stage; k for what the k-th rollback put in its place.
+    """
+
+    start_step: int
+    end_step: int
+    start_cursor: int
+    reading: int = 0
+
+
+def stretch_at(stages: Sequence[StagePlan], step: int, skips: Sequence[Skip] = ()) -> tuple[StagePlan, Stretch]:
+    """Finds a step's stage, and the part of the stream that its rows are taken from.
+
+    Args:
+        stages: the plan's, in order, without gaps.
+        step: step of the run, from 0.
+        skips: in the order of the rollbacks; a later one takes back what an earlier one gave.
+
+    Raises:
+        IndexError: the stages do not hold the step.
+    """
+    stage = next((stage for stage in stages if stage.start_step <= step < stage.end_step), None)
+    if stage is None:
+        raise IndexError(f"step {step} is in none of the stages, which end at step {stages[-1].end_step}")
+    reading = next((k for k in range(len(skips), 0, -1) if skips[k - 1].step <= step < skips[k - 1].end), 0)
+    if reading == 0:
+        return stage, Stretch(stage.start_step, stage.end_step, stage.start_cursor)
+    skip = skips[reading - 1]
+    start, end = max(skip.step, stage.start_step), min(skip.end, stage.end_step)
+    before = _positions(stages, skip.step, start) + skipped_positions(stages, skips[: reading - 1])
+    return stage, Stretch(start, end, _planned(stages, stages[-1].end_step) + before, reading)
+
+
+def skipped_positions(stages: Sequence[StagePlan], skips: Sequence[Skip]) -> int:
+    """Stream positions that rollbacks have left out.
+
+    Args:
+        stages: the plan's.
+        skips: what the rollbacks left out.
+    """
+    return sum(_positions(stages, skip.step, skip.end) for skip in skips)
+
+
+def cursor_before(stages: Sequence[StagePlan], step: int, skips: Sequence[Skip] = ()) -> int:
+    """The cursor before a step: stream positions consumed by the steps that count, and those left out.
+
+    Args:
+        stages: the plan's.
+        step: step of the run, from 0, up to the end of the last stage.
+        skips: what all rollbacks so far left out.
+    """
+    return _planned(stages, step) + skipped_positions(stages, skips)
+
+
+def _planned(stages: Sequence[StagePlan], step: int) -> int:
+    stage = next((stage for stage in stages if step < stage.end_step), stages[-1])
+    return stage.cursor_before(step)
+
+
+def _positions(stages: Sequence[StagePlan], first: int, last: int) -> int:
+    return _planned(stages, last) - _planned(stages, first)
