@@ -32,6 +32,7 @@ from ds_pretrain.schedules.lr_sweep import SweepPoint, find_rates
 from ds_pretrain.train.evaluation import Evaluator
 from ds_pretrain.train.lr_finder import sweep_length
 from ds_pretrain.train.setup import Setup, prepare_run, start_engine
+from ds_pretrain.train.stop import StopRequest
 from ds_pretrain.train.sweep import SweepTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +97,7 @@ def main() -> None:
         recipe = load_recipe([ROOT / "ds_configs/quickstart.yaml"], overrides)
         ranks = start_ranks(600.0)
         quiet_libraries(None)
-        setup = prepare_run(recipe, ranks, fresh=True)
+        setup = prepare_run(recipe, ranks, StopRequest(), fresh=True)
         engine, _ = start_engine(setup, ranks)
         trainer, evaluator = SweepTrainer(engine, setup, ranks), Evaluator(setup.corpus.validation, recipe, ranks)
         snapshot = EngineSnapshot(engine, Path(scratch) / "state", ranks)

@@ -25,6 +25,7 @@ from ds_pretrain.observe.logs import quiet_imports
 from ds_pretrain.observe.lr_curve import lr_curve
 from ds_pretrain.observe.plan_plot import plot_plan
 from ds_pretrain.observe.plan_table import plan_table
+from ds_pretrain.observe.terminal import outlive_readers
 from ds_pretrain.schedules import LearningRateSchedule
 
 app = typer.Typer(
@@ -122,6 +123,7 @@ def launch(arguments: RecipeArguments = [], config: ConfigOption = []) -> None:
     """Check and plan a recipe, start deepspeed (its flags go behind --), and look after its processes."""
     from ds_pretrain.launcher import launch_run, world_size
 
+    outlive_readers()
     flags = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
     files, overrides = split_arguments(arguments[: len(arguments) - len(flags)])
     files = [*config, *files]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 class UserError(ValueError):
     """Something the user can mend: the message names the place, the value, what is allowed and the remedy."""
 
+    exit_code = 2
+
 
 class DataError(UserError):
     """A corpus, token file or tokenizer that cannot be used as it is."""
@@ -18,8 +20,26 @@ class CheckpointError(UserError):
     """A checkpoint or run folder that cannot be continued as asked."""
 
 
+class PortTakenError(UserError):
+    """The port on which the ranks are to meet is in use; the same command may work a moment later."""
+
+    exit_code = 75  # sysexits.h: a temporary failure
+
+
 class TrainingError(RuntimeError):
     """A run that failed while training; commands exit with code 1."""
+
+    exit_code = 1
+
+
+class LostRankError(TrainingError):
+    """Another rank has died or cannot be reached any more: nothing can be agreed on with it, not even to leave."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop before it had trained anything that is not saved yet."""
+
+    exit_code = 0
 
 
 @dataclass(frozen=True, order=True)

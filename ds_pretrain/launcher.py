@@ -8,7 +8,8 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from ds_pretrain.supervise import is_deepspeed_rank, run_supervised
+from ds_pretrain.rank_process import is_deepspeed_rank
+from ds_pretrain.supervise import run_supervised
 
 _RANK_MODULE = "ds_pretrain.train.command"
 

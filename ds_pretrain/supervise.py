@@ -6,12 +6,14 @@ the launcher ends the ranks one after another, each with 30 s before it is kille
 So the chain runs in a session of its own, out of reach of a terminal's Ctrl-C. A request to stop comes to
 this process, which passes it to the ranks only and all at once: they save together and leave with 0, upon
 which the launcher and the runner end with 0 by themselves. This process also adopts orphans of the chain
-(``PR_SET_CHILD_SUBREAPER``), so that whatever dies in between, every process is still found below it.
+(``PR_SET_CHILD_SUBREAPER``), so that whatever dies in between, every process is still found below it. Where it is
+killed itself, the system kills the runner (``PR_SET_PDEATHSIG``); the ranks watch that, and save and leave.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -20,16 +22,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import cast
 
 import psutil
+
+from ds_pretrain.lifeline import SUPERVISED
+from ds_pretrain.rank_process import ending, ending_in_words, has_ended, rank_name
 
 POLL_SECONDS = 0.1
 # Once the last rank has left, the launcher sees it within a second, and two interpreters shut down.
 LAUNCHER_SECONDS = 30.0
 TERMINATE_SECONDS = 5.0
+# What ranks get to tell of the loss when one has died: they may hang in a collective with it, deaf to signals, and
+# the launcher gives them 30 s each, one after another.
+BEREAVED_SECONDS = 15.0
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PRCTL = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
 
 
 def run_supervised(
@@ -56,9 +67,10 @@ def run_supervised(
 
     Returns:
         The launcher's exit code where it ended by itself, 128 + n where signal n ended it (or a rank, as the
-        launcher reports it), 1 where it ended with 0 before its ranks. After a stop: 0 where every rank left
-        by itself and the launcher ended with 0; the stop signal's 128 + n where no rank ran on this machine;
-        137 where something had to be killed.
+        launcher reports it), 1 where it ended with 0 before its ranks. A rank that dies takes the others with it,
+        and is named. After a stop: 0 where every rank left by itself and the launcher ended with 0; the stop
+        signal's 128 + n where no rank ran on this machine, 143 where a rank had not begun to train; 137 where
+        something had to be killed.
 
     Raises:
         OSError: the command could not be started.
@@ -69,21 +81,6 @@ def run_supervised(
             return _Supervision(tree, requests, grace_seconds, announce).run()
         finally:
             tree.end(TERMINATE_SECONDS)
-
-
-def is_deepspeed_rank(process: psutil.Process) -> bool:
-    """Whether a process is a rank started by DeepSpeed's launcher, which gives it ``--local_rank=N``.
-
-    Args:
-        process: a process of the launcher's tree.
-
-    Returns:
-        True for a rank.
-
-    Raises:
-        psutil.Error: the process has ended.
-    """
-    return any(argument.startswith("--local_rank=") for argument in process.cmdline())
 
 
 class _Tree:
@@ -97,10 +94,10 @@ class _Tree:
         # Nothing in the tree reads the terminal, and out of its session nothing could.
         self.runner = subprocess.Popen(
             command,
-            env=env,
+            env={**(os.environ if env is None else env), SUPERVISED: "1"},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_ignore_usr1,  # noqa: PLW1509  no thread is running yet
+            preexec_fn=_prepare_runner,  # noqa: PLW1509  no thread is running yet
         )
 
     def processes(self) -> list[psutil.Process]:
@@ -110,7 +107,7 @@ class _Tree:
             if child in self._foreign:
                 continue
             for process in (child, *_below(child)):
-                if not _ended(process):
+                if not has_ended(process):
                     alive.append(process)
                 elif process is child and child.pid != self.runner.pid:
                     with suppress(ChildProcessError):  # an adopted orphan; nobody else reaps it
@@ -158,15 +155,21 @@ class _Supervision:
         self._requests = requests
         self._grace = grace_seconds
         self._announce_line = announce
-        self._began = False
+        self._names: dict[psutil.Process, str] = {}  # of every rank seen so far
+        self._failure: int | None = None  # how the first rank that died did, as subprocess has it
+        self._bereaved_until = math.inf
 
     def run(self) -> int:
         runner = self._tree.runner
-        while runner.poll() is None and not self._requests:
-            self._began = self._began or bool(self._tree.ranks())
+        while runner.poll() is None and not self._requests and time.monotonic() < self._bereaved_until:
+            self._look_after_ranks()
             time.sleep(POLL_SECONDS)
         if runner.returncode is None:
-            return self._stop(signal.Signals(self._requests[0]))
+            if self._requests:
+                return self._stop(signal.Signals(self._requests[0]))
+            self._announce(f"ranks still there {BEREAVED_SECONDS:g} s after one has died: ending them")
+            self._tree.kill()
+            return _exit_code(cast("int", self._failure))
         code = _exit_code(runner.returncode)
         if self._tree.ranks():
             # DeepSpeed's runner ends with 0 also where its launcher was killed under the ranks.
@@ -175,13 +178,27 @@ class _Supervision:
             return code or 1
         return code
 
+    def _look_after_ranks(self) -> None:
+        """Take note of new ranks, and of one that has died: the launcher ends the others, but does not say why."""
+        for rank in self._tree.ranks():
+            self._names.setdefault(rank, rank_name(rank))
+        for rank in [rank for rank in self._names if self._failure is None and has_ended(rank)]:
+            code = ending(rank)
+            if code:
+                self._failure = code
+                self._bereaved_until = time.monotonic() + BEREAVED_SECONDS
+                if code < 0:
+                    self._announce(
+                        f"{self._names[rank]} (process {rank.pid}) {ending_in_words(code)}; ending the others"
+                    )
+
     def _stop(self, request: signal.Signals) -> int:
         hint = "; Ctrl-C again to stop without saving" if request == signal.SIGINT else ""
         self._announce(f"{request.name}: asking the ranks to save and leave, at most {self._grace:g} s{hint}")
         ranks, all_left = self._dismiss_ranks()
         if not all_left:
             return 128 + signal.SIGKILL
-        if not (ranks or self._began):
+        if not (ranks or self._names):
             self._announce("no rank is running on this machine: ending the launcher")
             # Not the launcher's own exit code: ended this way it says nothing about training. It is given
             # time, because on other machines it may have ranks to end.
@@ -194,6 +211,8 @@ class _Supervision:
             return 128 + signal.SIGKILL
         if code == 0:
             self._announce("stopped: every rank left by itself")
+        elif code == 128 + signal.SIGTERM:  # a rank that trains takes a SIGTERM as a request
+            self._announce("stopped before the ranks had begun to train: there was nothing to save")
         else:
             self._announce(f"stopped, but the launcher ended with {code}: a rank failed on its way out")
         return code
@@ -247,23 +266,25 @@ def _stop_requests() -> Iterator[list[int]]:
 @contextmanager
 def _adopting_orphans() -> Iterator[None]:
     """Make orphans below this process its children, where the system is Linux."""
-    if sys.platform != "linux":
+    if _PRCTL is None:
         yield
         return
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _PRCTL(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         yield
     finally:
-        prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        _PRCTL(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-def _ignore_usr1() -> None:
-    """Let USR1 pass over a process and those it starts: SLURM sends it to every process of a job step.
+def _prepare_runner() -> None:
+    """Let USR1 pass over the runner and those it starts, and let it die with this process.
 
-    DeepSpeed's runner and launcher would die of it under the ranks, which take it as a request to stop.
+    SLURM sends USR1 to every process of a job step: DeepSpeed's runner and launcher would die of it under the ranks,
+    which take it as a request to stop.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _exit_code(code: int) -> int:
@@ -283,13 +304,6 @@ def _below(process: psutil.Process) -> list[psutil.Process]:
         return process.children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-def _ended(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def _parent_pid(process: psutil.Process) -> int | None:

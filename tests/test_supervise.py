@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+
+from ds_pretrain.rank_process import has_ended
 
 BOUND_SECONDS = 30.0
 
@@ -62,6 +66,27 @@ STUBBORN_RANK = """
     while True: time.sleep(0.05)
 """
 
+# Is killed, as by the system where memory runs out, while the other one hangs and does not hear the launcher.
+DYING_RANK = """
+    import os, pathlib, signal, sys, time
+    name = sys.argv[1].split("=")[1]
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pathlib.Path("ready_" + name).touch()
+    while not (name == "1" and pathlib.Path("die").exists()): time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+# `deepspeed.launcher.launch` where a rank does not leave: long patience.
+PATIENT = """
+    import subprocess, sys, time
+    ranks = [subprocess.Popen([sys.executable, sys.argv[1], f"--local_rank={n}"]) for n in range(2)]
+    while not any(code := [rank.poll() for rank in ranks]):
+        time.sleep(1)
+    ranks[0].terminate()
+    ranks[0].wait()
+    sys.exit(max(map(abs, filter(None, code))))
+"""
+
 # Saves for several times as long as the supervisor takes to look again.
 SLOW_RANK = """
     import pathlib, signal, sys, time
@@ -86,12 +111,14 @@ FAILING_RANK = """
 SUPERVISOR = """
     import os, sys
     from pathlib import Path
-    from ds_pretrain.supervise import is_deepspeed_rank, run_supervised
+    from ds_pretrain import supervise
+    from ds_pretrain.rank_process import is_deepspeed_rank
+    supervise.BEREAVED_SECONDS = float(sys.argv[2])
     def announce(line):
         with open("said", "a") as file:
             file.write(line + "\\n")
-    code = run_supervised(
-        [sys.executable, *sys.argv[2:]], grace_seconds=float(sys.argv[1]), is_rank=is_deepspeed_rank,
+    code = supervise.run_supervised(
+        [sys.executable, *sys.argv[3:]], grace_seconds=float(sys.argv[1]), is_rank=is_deepspeed_rank,
         announce=announce,
     )
     sys.exit(code)
@@ -110,16 +137,19 @@ class Launch:
             "slow": SLOW_RANK,
             "stubborn": STUBBORN_RANK,
             "failing": FAILING_RANK,
+            "dying": DYING_RANK,
+            "patient": PATIENT,
             "supervisor": SUPERVISOR,
         }
         for name, source in scripts.items():
             (folder / f"{name}.py").write_text(textwrap.dedent(source))
         self.seen: set[psutil.Process] = set()
+        self.commands: dict[psutil.Process, list[str]] = {}
 
-    def start(self, *command: str, grace: float = BOUND_SECONDS) -> None:
+    def start(self, *command: str, grace: float = BOUND_SECONDS, bereaved: float = BOUND_SECONDS) -> None:
         root = Path(__file__).resolve().parents[1]
         self.process = subprocess.Popen(
-            [sys.executable, "supervisor.py", str(grace), *command],
+            [sys.executable, "supervisor.py", str(grace), str(bereaved), *command],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(root)},
         )
@@ -127,10 +157,17 @@ class Launch:
     def start_ranks(self, script: str, grace: float = BOUND_SECONDS) -> None:
         self.start("runner.py", script, grace=grace)
         self.until(lambda: all((self.folder / f"ready_{n}").exists() for n in range(2)))
-        self.seen.update(psutil.Process(self.process.pid).children(recursive=True))
+        self.look()
+
+    def look(self) -> None:
+        """Remember every process that is there now."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                self.commands[process] = process.cmdline()
+                self.seen.add(process)
 
     def find(self, script: str) -> psutil.Process:
-        return next(process for process in self.seen if script in process.cmdline()[1])
+        return next(process for process in self.seen if script in self.commands[process])
 
     def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + BOUND_SECONDS
@@ -151,7 +188,7 @@ class Launch:
         return path.read_text() if path.exists() else ""
 
     def left_over(self) -> list[psutil.Process]:
-        return [process for process in self.seen if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in self.seen if not has_ended(process)]
 
 
 @pytest.fixture
@@ -228,7 +265,7 @@ def test_a_stop_before_any_rank_runs(launch: Launch) -> None:
     (launch.folder / "starts.py").write_text("import pathlib, time\npathlib.Path('up').touch()\ntime.sleep(60)")
     launch.start("starts.py")
     launch.until((launch.folder / "up").exists)
-    launch.seen.update(psutil.Process(launch.process.pid).children(recursive=True))
+    launch.look()
 
     launch.process.terminate()
 
@@ -282,3 +319,32 @@ def test_what_a_finished_launcher_leaves_behind_is_ended(launch: Launch) -> None
     launch.start("leaves.py")
     assert launch.end() == 0
     assert not psutil.pid_exists(int((launch.folder / "child").read_text()))
+
+
+def test_a_killed_rank_is_named_and_those_that_hang_with_it_are_ended(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "8")  # as the second of several machines
+    launch.start("patient.py", "dying.py", bereaved=0.5)
+    launch.until(lambda: all((launch.folder / f"ready_{n}").exists() for n in range(2)))
+    launch.look()
+
+    (launch.folder / "die").touch()
+
+    assert launch.end() == 128 + signal.SIGKILL
+    assert re.search(r"rank 8 \(process \d+\) was killed by SIGKILL", launch.said), launch.said
+    assert "ranks still there 0.5 s after one has died" in launch.said
+    assert launch.left_over() == []
+
+
+def test_a_killed_supervisor_takes_the_runner_with_it(launch: Launch) -> None:
+    launch.start_ranks("rank.py")
+
+    launch.process.kill()
+    launch.process.wait(BOUND_SECONDS)
+
+    # the ranks of this test do not watch it, as those of a run do
+    deadline = time.monotonic() + BOUND_SECONDS
+    while not has_ended(launch.find("runner.py")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

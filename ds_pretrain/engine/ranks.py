@@ -19,6 +19,7 @@ from deepspeed.accelerator import get_accelerator
 from ds_pretrain.config import Recipe
 from ds_pretrain.engine.deepspeed_json import Precision
 from ds_pretrain.engine.operators import clear_leftover_locks, unlink_shared_buffers
+from ds_pretrain.errors import LostRankError, PortTakenError
 
 T = TypeVar("T")
 
@@ -55,6 +56,10 @@ def start_ranks(timeout_seconds: float) -> Ranks:
 
     Returns:
         This process's place in the group.
+
+    Raises:
+        PortTakenError: another process listens on the port where the ranks are to meet.
+        LostRankError: they did not all come.
     """
     accelerator = get_accelerator()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -69,9 +74,18 @@ def start_ranks(timeout_seconds: float) -> Ranks:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
     clear_leftover_locks()
+    try:
+        _meet(accelerator.communication_backend_name(), timeout_seconds)
+    except dist.DistError as error:
+        raise _not_met(error, timeout_seconds) from error
+    device = torch.device(accelerator.current_device_name())
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
+
+
+def _meet(backend: str, timeout_seconds: float) -> None:
     with redirect_stdout(StringIO()):  # each rank prints that an operator was built
         deepspeed.init_distributed(
-            dist_backend=accelerator.communication_backend_name(),
+            dist_backend=backend,
             timeout=timedelta(seconds=timeout_seconds),
             rank=int(os.environ.get("RANK", "0")),
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
@@ -79,8 +93,20 @@ def start_ranks(timeout_seconds: float) -> Ranks:
         )
     barrier()
     unlink_shared_buffers(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
-    device = torch.device(accelerator.current_device_name())
-    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
+
+
+def _not_met(error: dist.DistError, timeout_seconds: float) -> PortTakenError | LostRankError:
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    reason = str(error).splitlines()[0]
+    if "EADDRINUSE" in reason or "address already in use" in reason:
+        return PortTakenError(
+            f"port {port} of {address}, where the ranks are to meet, is in use by another process; end that process, "
+            f"or choose another port, e.g. --master_port {int(port) + 1} (with ds-pretrain launch behind --)"
+        )
+    return LostRankError(
+        f"rank {os.environ.get('RANK', '0')}: the ranks have not all met at {address}:{port} within "
+        f"{timeout_seconds:g} s ({reason[:200]}); see that every machine starts, and reaches that address"
+    )
 
 
 def device_precision(requested: str) -> Precision:
@@ -138,6 +164,13 @@ def broadcast_object(value: T | None, ranks: Ranks) -> T:
     values = [value]
     dist.broadcast_object_list(values, src=0, device=ranks.device)
     return values[0]  # type: ignore[return-value]
+
+
+def any_rank(flag: bool, ranks: Ranks) -> bool:
+    """Whether any rank brings a true flag, on every rank alike."""
+    count = torch.tensor(float(flag), device=ranks.device)
+    dist.all_reduce(count)
+    return bool(count > 0)
 
 
 def barrier() -> None:

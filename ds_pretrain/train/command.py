@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 
 from ds_pretrain.arguments import ConfigOption, RecipeArguments, split_arguments
 from ds_pretrain.observe.logs import quiet_imports
+from ds_pretrain.observe.terminal import outlive_readers
 
 LocalRank = Annotated[int, typer.Option("--local_rank", hidden=True, help="Set by the launcher.")]
 
@@ -54,6 +56,9 @@ def _leave(code: int) -> None:
 def _run(command: Callable[..., None]) -> None:
     # OpenMP's threads spin while they wait, which on a machine that others use too costs several times the step
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # until there is something to save, Ctrl-C ends this process as SIGTERM does: at once, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    outlive_readers()
     quiet_imports()
     typer.run(command)
 

@@ -32,6 +32,7 @@ from ds_pretrain.schedules.lr_sweep import (
 from ds_pretrain.train.run import on_ranks, say
 from ds_pretrain.train.run_folder import run_folder
 from ds_pretrain.train.setup import on_main, prepare_run, start_engine
+from ds_pretrain.train.stop import StopRequest
 from ds_pretrain.train.sweep import SweepTrainer
 
 FOLDER = "lr_finder"
@@ -57,7 +58,7 @@ def _find(recipe: Recipe, ranks: Ranks, arguments: Sequence[str], out: Path | No
     folder = out or run_folder(recipe) / FOLDER
     on_main(ranks, lambda: _make(folder))  # before minutes are spent
     quiet_libraries(None)
-    setup = prepare_run(recipe, ranks, fresh=True)
+    setup = prepare_run(recipe, ranks, StopRequest(), fresh=True)
     quiet_libraries(folder if ranks.is_main else None)
     for warning in setup.warnings:
         say(ranks, warning if warning.startswith("note: ") else f"warning: {warning}")

@@ -13,8 +13,10 @@ from rich.console import Console
 
 from ds_pretrain.config import Recipe, load_recipe
 from ds_pretrain.data.positions import planning_problems
-from ds_pretrain.engine.ranks import Ranks, barrier, device_description, start_ranks, stop_ranks
-from ds_pretrain.errors import TrainingError, UserError
+from ds_pretrain.engine.lost_rank import is_lost_contact, lost_contact
+from ds_pretrain.engine.ranks import Ranks, any_rank, barrier, device_description, start_ranks, stop_ranks
+from ds_pretrain.errors import LostRankError, PortTakenError, Stopped, TrainingError, UserError
+from ds_pretrain.lifeline import watch_launcher
 from ds_pretrain.model.group_rows import is_plain
 from ds_pretrain.model.layers import has_learned_positions
 from ds_pretrain.model.size import parameter_count, product_parameters
@@ -32,6 +34,9 @@ from ds_pretrain.train.trainer import Job, Trainer
 
 # used where the recipe itself cannot be read: ranks still have to meet to leave together
 _DEFAULT_TIMEOUT_SECONDS = 1800.0
+_DEFAULT_GRACE_SECONDS = 120.0
+
+Work = Callable[[Recipe, Ranks, Sequence[str]], None]
 
 
 def pretrain(files: Sequence[Path], overrides: Sequence[str]) -> int:
@@ -47,9 +52,7 @@ def pretrain(files: Sequence[Path], overrides: Sequence[str]) -> int:
     return on_ranks(files, overrides, train_recipe)
 
 
-def on_ranks(
-    files: Sequence[Path], overrides: Sequence[str], work: Callable[[Recipe, Ranks, Sequence[str]], None]
-) -> int:
+def on_ranks(files: Sequence[Path], overrides: Sequence[str], work: Work) -> int:
     """Loads a recipe, meets the other ranks, works, and leaves together with them.
 
     Args:
@@ -58,7 +61,8 @@ def on_ranks(
         work: given the checked recipe, this process's rank and what the command line said.
 
     Returns:
-        Exit code: 0 for finished or stopped on request, 1 for a run that failed, 2 for what the user can mend.
+        Exit code: 0 for finished or stopped on request, 1 for a run that failed, 2 for what the user can mend, 75
+        where the port to meet on is taken.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     recipe: Recipe | UserError
@@ -69,21 +73,44 @@ def on_ranks(
     timeout = (
         _DEFAULT_TIMEOUT_SECONDS if isinstance(recipe, UserError) else recipe.deepspeed.communication_timeout_seconds
     )
-    ranks = start_ranks(timeout)
+    watch_launcher(_DEFAULT_GRACE_SECONDS if isinstance(recipe, UserError) else recipe.checkpoint.grace_seconds)
     try:
-        if isinstance(recipe, UserError):
-            raise recipe
-        work(recipe, ranks, [*(part for file in files for part in ("--config", str(file))), *overrides])
-    except (UserError, TrainingError) as error:
-        if ranks.is_main:
-            print(f"ds_pretrain: {error}", file=sys.stderr, flush=True)
-        # all ranks meet before one leaves: the launcher ends the others at once
-        barrier()
-        return 2 if isinstance(error, UserError) else 1
+        ranks = start_ranks(timeout)
+    except (PortTakenError, LostRankError) as error:
+        return _told(error)
+    try:
+        return _together(
+            recipe, ranks, work, [*(part for file in files for part in ("--config", str(file))), *overrides]
+        )
+    except RuntimeError as error:
+        if not is_lost_contact(error):
+            raise
+        message = lost_contact(error, ranks.rank)
+        if message is None:
+            return LostRankError.exit_code
+        return _told(LostRankError(f"{message}; start it again: a run continues from its newest checkpoint"))
     finally:
         ignore_requests()
         stop_ranks()
+
+
+def _together(recipe: Recipe | UserError, ranks: Ranks, work: Work, arguments: Sequence[str]) -> int:
+    """Works, and meets the other ranks before it leaves: the launcher ends the others at once where one has failed."""
+    try:
+        if isinstance(recipe, UserError):
+            raise recipe
+        work(recipe, ranks, arguments)
+    except (UserError, TrainingError, Stopped) as error:
+        if ranks.is_main:
+            _told(error)
+        barrier()
+        return error.exit_code
     return 0
+
+
+def _told(error: UserError | TrainingError | Stopped) -> int:
+    print(f"ds_pretrain: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
 
 
 def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None:
@@ -97,19 +124,22 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
     Raises:
         UserError: what the user can mend, on every rank alike.
         TrainingError: the run failed.
+        Stopped: there was a request to stop before the first step.
     """
     stop = StopRequest()
     stop.listen()
     quiet_libraries(None)
-    setup = prepare_run(recipe, ranks)
+    setup = prepare_run(recipe, ranks, stop)
     if setup.finished:
         say(ranks, f"{setup.folder}: finished at step {setup.position.step}, nothing left to train")
         return
+    _leave_if_asked(stop, ranks)
     open_folder(setup, ranks)
     quiet_libraries(setup.folder if ranks.is_main else None)
     for warning in setup.warnings:
         say(ranks, warning if warning.startswith("note: ") else f"warning: {warning}")
     engine, model, layers = start_engine(setup, ranks)
+    _leave_if_asked(stop, ranks)
     parameters = parameter_count(model)
     say(
         ranks,
@@ -165,6 +195,11 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
         several = ranks.world_size > ranks.local_size
         say(ranks, f"stopped; saved at step {trainer.step} of {setup.plan.total_steps}: {setup.folder}")
         say(ranks, f"  to continue: {'start it again as before, on all machines' if several else command}")
+
+
+def _leave_if_asked(stop: StopRequest, ranks: Ranks) -> None:
+    if any_rank(stop.requested, ranks):
+        raise Stopped("stopped on request before the first step: there was nothing to save")
 
 
 def _trackers(setup: Setup) -> Tracker:

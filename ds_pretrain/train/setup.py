@@ -27,7 +27,7 @@ from ds_pretrain.engine.deepspeed_json import (
 )
 from ds_pretrain.engine.plan_files import plan_document, write_plan_files
 from ds_pretrain.engine.ranks import Ranks, broadcast_object, device_precision, seed_rank
-from ds_pretrain.errors import CheckpointError, RecipeError, UserError
+from ds_pretrain.errors import CheckpointError, RecipeError, Stopped, UserError
 from ds_pretrain.model.build import build_model, meta_model, model_config
 from ds_pretrain.model.group_rows import group_rows
 from ds_pretrain.model.loss import CausalLmLoss, head_is_plain, max_chunk_tokens
@@ -36,6 +36,7 @@ from ds_pretrain.observe.prepare_progress import prepare_progress
 from ds_pretrain.schedules.plan_warnings import plan_warnings
 from ds_pretrain.train.corpus import Corpus, resolve_corpus
 from ds_pretrain.train.run_folder import CHECKPOINTS, check_continuation, run_folder, write_config
+from ds_pretrain.train.stop import StopRequest
 from ds_pretrain.train.trainer import Position, position_from
 from ds_pretrain.train.unfreezing import TrainedLayers
 
@@ -84,12 +85,13 @@ class Setup:
         return settings.min_loss_scale if self.precision == "fp16" and settings.loss_scale == 0 else None
 
 
-def prepare_run(recipe: Recipe, ranks: Ranks, fresh: bool = False) -> Setup:
+def prepare_run(recipe: Recipe, ranks: Ranks, stop: StopRequest, fresh: bool = False) -> Setup:
     """Prepares the corpus, plans, and finds the checkpoint to continue from. Writes nothing to the run's folder.
 
     Args:
         recipe: a checked recipe.
         ranks: this process among those of the run.
+        stop: cuts the preparation of a corpus short, where rank 0 is asked to stop.
         fresh: begin at the initial weights, whatever the run's folder holds.
 
     Returns:
@@ -97,8 +99,9 @@ def prepare_run(recipe: Recipe, ranks: Ranks, fresh: bool = False) -> Setup:
 
     Raises:
         UserError: on every rank alike.
+        Stopped: likewise.
     """
-    corpus = on_main(ranks, lambda: _corpus(recipe))
+    corpus = on_main(ranks, lambda: _corpus(recipe, stop))
     positions = epoch_positions(corpus.train, recipe.data.max_seq_len)
     plan = build_plan(recipe, ranks.world_size, positions)
     precision = device_precision(recipe.precision)
@@ -214,12 +217,13 @@ def on_main(ranks: Ranks, work: Callable[[], T]) -> T:
 
     Raises:
         UserError: what ``work`` raised, on every rank.
+        Stopped: likewise.
     """
-    result: tuple[Any, UserError | None] | None = None
+    result: tuple[Any, UserError | Stopped | None] | None = None
     if ranks.is_main:
         try:
             result = work(), None
-        except UserError as error:
+        except (UserError, Stopped) as error:
             result = None, error
     value, problem = broadcast_object(result, ranks)
     if problem is not None:
@@ -227,12 +231,12 @@ def on_main(ranks: Ranks, work: Callable[[], T]) -> T:
     return value  # type: ignore[no-any-return]
 
 
-def _corpus(recipe: Recipe) -> Corpus:
+def _corpus(recipe: Recipe, stop: StopRequest) -> Corpus:
     text = recipe.data.train[0].text
     if text is None:
         return resolve_corpus(recipe)
     print(f"corpus: {text}, prepared once and kept in {recipe.data.cache_dir}", flush=True)
-    with prepare_progress() as progress:
+    with stop.at_once(), prepare_progress() as progress:
         return resolve_corpus(recipe, progress)
 
 

@@ -19,6 +19,7 @@ from ds_pretrain.engine.build import Engine
 from ds_pretrain.engine.ranks import gather_objects, start_ranks, stop_ranks
 from ds_pretrain.engine.snapshot import EngineSnapshot
 from ds_pretrain.train.setup import prepare_run, start_engine
+from ds_pretrain.train.stop import StopRequest
 from ds_pretrain.train.sweep import SweepTrainer
 
 GOOD, TERRIBLE = (1e-2,) * 4, (1e30,) * 4
@@ -39,7 +40,7 @@ def main() -> None:
     ranks = start_ranks(120.0)
     results = []
     for files, overrides in json.loads(jobs.read_text(encoding="utf-8")):
-        setup = prepare_run(load_recipe([Path(file) for file in files], overrides), ranks, fresh=True)
+        setup = prepare_run(load_recipe([Path(file) for file in files], overrides), ranks, StopRequest(), fresh=True)
         engine, *_ = start_engine(setup, ranks)
         trainer = SweepTrainer(engine, setup, ranks)
         snapshot = EngineSnapshot(engine, jobs.parent / "state", ranks)
