@@ -26,6 +26,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "opt": {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
     "bert": {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"},
     "gemma2": {**_LLAMA, "head_dim": 16},
+    "mistral": _LLAMA,
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
 }
 # 50 ids, which make 56 rows in multiples of 8
 VOCABULARY = Vocabulary(50, eos_id=3)
@@ -37,8 +39,10 @@ def tiny_section(architecture: str, **config: Any) -> Model:
     return Model(architecture=architecture, config={**SIZES[architecture], **config}, pad_vocab_multiple=8)
 
 
-def tiny_model(architecture: str, max_seq_len: int = 16, seed: int = 0, **config: Any) -> PreTrainedModel:
+def tiny_model(
+    architecture: str, max_seq_len: int = 16, seed: int = 0, attn_implementation: str = "auto", **config: Any
+) -> PreTrainedModel:
     """A model with ``ROWS`` token ids."""
-    section = tiny_section(architecture, **config)
+    section = tiny_section(architecture, **config).model_copy(update={"attn_implementation": attn_implementation})
     torch.manual_seed(seed)
     return build_model(section, model_config(section, VOCABULARY, max_seq_len))

@@ -120,6 +120,18 @@ def pacing(recipe: Recipe) -> Sequence[Problem]:
     return problems
 
 
+def positions(recipe: Recipe) -> Sequence[Problem]:
+    """Only blocks of a row have positions to reset."""
+    if not recipe.data.reset_positions or recipe.data.sequence_mode == "mask":
+        return ()
+    return [
+        Problem(
+            "data.reset_positions",
+            f"needs data.sequence_mode mask, found {recipe.data.sequence_mode}, where every sequence begins at 0",
+        )
+    ]
+
+
 def offload(recipe: Recipe) -> Sequence[Problem]:
     """What is offloaded must be partitioned, and NVMe needs a folder."""
     problems: list[Problem] = []
@@ -174,6 +186,7 @@ CHECKS: tuple[Callable[[Recipe], Sequence[Problem]], ...] = (
     run_length,
     stages,
     pacing,
+    positions,
     offload,
     unfreezing,
     loss_scaling,

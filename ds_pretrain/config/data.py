@@ -103,6 +103,8 @@ class Data(Section):
     sequence_mode: Literal["chunk", "truncate", "mask"] = "chunk"
     """How shorter sequences are made of windows: cut in pieces, their beginning only, or masked."""
     document_mask: bool = False
-    """Confines attention to documents."""
+    """Confines attention to documents; positions begin anew in each."""
+    reset_positions: bool = False
+    """In mode ``mask``, counts positions from 0 in every block, instead of running on through the row."""
     prefetch_steps: Count = 2
     """Steps whose batches are read ahead by a thread."""

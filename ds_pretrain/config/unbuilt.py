@@ -13,8 +13,6 @@ from ds_pretrain.errors import Problem
 _BUILT_VALUES = {
     "model.objective": ("causal_lm",),
     "model.compile": (False,),
-    "data.sequence_mode": ("chunk", "truncate"),
-    "data.document_mask": (False,),
     # its averaged weights live in the optimizer alone: what ZeRO evaluates, saves and exports would not be they
     "optimizer.type": ("adamw", "adam", "sgd", "lion", "lamb", "muon"),
     "checkpoint.keep_best": (False,),
@@ -23,18 +21,7 @@ _BUILT_VALUES = {
 }
 # sections of which only the named keys do something so far
 _BUILT_KEYS: dict[str, frozenset[str]] = {
-    "safety": frozenset(
-        {
-            "max_consecutive_bad_steps",
-            "spike_factor",
-            "spike_sigma",
-            "spike_window",
-            "spike_lr_factor",
-            "spike_recovery_steps",
-            "spike_patience",
-            "grad_norm_factor",
-        }
-    ),
+    "safety": frozenset({"max_consecutive_bad_steps"}),
 }
 
 

@@ -37,7 +37,7 @@ class StagePlan:
         positions_per_step: how far one step moves the cursor.
         seq_len: tokens per sequence.
         batch_size: sequences per optimizer step over all ranks.
-        micro_batch_size: sequences per rank and forward pass.
+        micro_batch_size: rows per rank and forward pass; a row is a sequence, or in mode ``mask`` several.
         grad_accum_steps: micro batches per rank and optimizer step.
         lr_multiplier: factor on the base learning rate.
         formula_multiplier: what the square-root rule with reference 32 x 2048 and cap 4 would give.
@@ -45,6 +45,7 @@ class StagePlan:
         warmup_steps: optimizer steps of warmup.
         grad_clip: limit of the gradient's L2 norm.
         trainable_layers: top layers that are trained besides the head; None for everything.
+        blocks_per_row: sequences in a row of the stream; 1, except in mode ``mask``.
     """
 
     index: int
@@ -65,6 +66,7 @@ class StagePlan:
     warmup_steps: int
     grad_clip: float
     trainable_layers: int | None = None
+    blocks_per_row: int = 1
 
     @property
     def num_steps(self) -> int:
@@ -73,6 +75,11 @@ class StagePlan:
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.seq_len
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step over all ranks: what ranks, micro batches and accumulation divide."""
+        return self.batch_size // self.blocks_per_row
 
     def tokens_before(self, step: int) -> int:
         """Tokens trained on before ``step`` (a step of the run, within this stage or at its end)."""
@@ -154,6 +161,7 @@ class _Shape:
     batch_size: int
     micro_batch_size: int
     grad_accum_steps: int
+    blocks_per_row: int
     step_size: Mapping[Clock, int]
 
 
@@ -180,26 +188,44 @@ def _resolve(recipe: Recipe, world_size: int, corpus_positions: int | None) -> t
 def _shapes(recipe: Recipe, data_parallel_size: int) -> tuple[list[_Shape], list[Problem]]:
     shapes: list[_Shape] = []
     problems: list[Problem] = []
-    limit = recipe.train.max_tokens_per_micro_batch
+    limit, max_seq_len = recipe.train.max_tokens_per_micro_batch, recipe.data.max_seq_len
+    masked = recipe.data.sequence_mode == "mask"
     for spec in stage_specs(recipe):
+        if masked and max_seq_len % spec.seq_len:
+            problems.append(_no_block(spec, max_seq_len))
+            continue
+        blocks = max_seq_len // spec.seq_len if masked else 1
         micro = spec.micro_batch_size or recipe.train.micro_batch_size
-        default = largest_micro_batch(spec.seq_len, limit) if micro == "auto" else micro
-        batch_size = spec.batch_size or default * data_parallel_size
+        default = largest_micro_batch(spec.seq_len * blocks, limit) if micro == "auto" else micro
+        batch_size = spec.batch_size or default * data_parallel_size * blocks
         try:
-            micro, accum = split_batch(batch_size, spec.seq_len, data_parallel_size, micro, limit)
+            micro, accum = split_batch(batch_size, spec.seq_len, data_parallel_size, micro, limit, blocks)
         except BatchSplitError as error:
             problem = Problem(f"{spec.path}.batch_size", str(error))
             if problem not in problems:  # a pacing function repeats its one batch size at every length
                 problems.append(problem)
             continue
-        row = recipe.data.max_seq_len if recipe.data.sequence_mode == "truncate" else spec.seq_len
+        row = max_seq_len if recipe.data.sequence_mode == "truncate" else spec.seq_len
         step_size: dict[Clock, int] = {
             "step": 1,
             "tokens": batch_size * spec.seq_len,
             "positions": batch_size * row,
         }
-        shapes.append(_Shape(spec, batch_size, micro, accum, step_size))
+        shapes.append(_Shape(spec, batch_size, micro, accum, blocks, step_size))
     return shapes, problems
+
+
+def _no_block(spec: StageSpec, max_seq_len: int) -> Problem:
+    """A length that rows of ``max_seq_len`` cannot be divided into."""
+    allowed = [length for length in range(8, max_seq_len + 1) if max_seq_len % length == 0]
+    near = sorted(sorted(allowed, key=lambda length: abs(length - spec.seq_len))[:4])
+    paced = spec.path == "curriculum.pacing"
+    return Problem(
+        spec.path if paced else f"{spec.path}.seq_len",
+        f"found {'a length of ' if paced else ''}{spec.seq_len}; allowed in data.sequence_mode mask: "
+        f"what divides data.max_seq_len {max_seq_len}, e.g. {', '.join(map(str, near))}"
+        + ("; give stages, or kind: discrete with a start_seq_len that is one of them" if paced else ""),
+    )
 
 
 def _run_length(recipe: Recipe, corpus_positions: int | None) -> tuple[Clock, Fraction]:
@@ -268,6 +294,7 @@ def _stages(recipe: Recipe, spans: Sequence[tuple[_Shape, int]]) -> tuple[StageP
                 warmup_steps=_warmup_steps(recipe.schedule.warmup, spec, shape.step_size["tokens"], steps),
                 grad_clip=_grad_clip(recipe, spec),
                 trainable_layers=spec.trainable_layers,
+                blocks_per_row=shape.blocks_per_row,
             )
         )
         step += steps

@@ -14,29 +14,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from ds_pretrain.curriculum.skips import Skip, stretch_at
+from ds_pretrain.data.inputs import InputFormat, MicroBatch
 from ds_pretrain.data.rows import StageRows, rank_slice
 from ds_pretrain.data.stream import TokenStream
 
 if TYPE_CHECKING:
     from ds_pretrain.curriculum.plan import StagePlan
 
-SequenceMode = Literal["chunk", "truncate"]
-
-
-@dataclass(frozen=True, eq=False)
-class MicroBatch:
-    """What one rank feeds to one forward pass.
-
-    Args:
-        input_ids: int64, shape [micro_batch_size, seq_len].
-        targets: the token after each input, int64, the same shape.
-    """
-
-    input_ids: torch.Tensor
-    targets: torch.Tensor
+SequenceMode = Literal["chunk", "truncate", "mask"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +51,7 @@ def step_batch(
     data_parallel_size: int = 1,
     sequence_mode: SequenceMode = "chunk",
     skips: Sequence[Skip] = (),
+    input_format: InputFormat | None = None,
     pin_memory: bool = False,
 ) -> StepBatch:
     """Reads one rank's rows of one step.
@@ -75,8 +63,10 @@ def step_batch(
         seed: the run's seed.
         rank: data-parallel rank, from 0.
         data_parallel_size: ranks that see different data.
-        sequence_mode: ``chunk`` uses every position, ``truncate`` the first seq_len of every window.
+        sequence_mode: ``chunk`` uses every position, ``truncate`` the first seq_len of every window, ``mask`` whole
+            windows in blocks of seq_len.
         skips: what rollbacks have left out, in their order.
+        input_format: what the model is fed of the rows; their tokens alone unless given.
         pin_memory: page-locked tensors, for copies to a GPU that overlap computing.
 
     Returns:
@@ -88,20 +78,19 @@ def step_batch(
         stage=stage.index,
         start_cursor=stretch.start_cursor,
         steps=stretch.end_step - stretch.start_step,
-        batch_size=stage.batch_size,
+        batch_size=stage.rows_per_step,
         stride=stage.seq_len if sequence_mode == "chunk" else stream.max_seq_len,
         reading=stretch.reading,
     )
     starts = rows.starts(step - stretch.start_step)
     micro = stage.micro_batch_size
     slices = [rank_slice(starts, rank, data_parallel_size, micro, number) for number in range(stage.grad_accum_steps)]
-    inputs, targets = (torch.from_numpy(part) for part in stream.read(np.concatenate(slices), stage.seq_len))
+    mine = np.concatenate(slices)
+    inputs, targets = stream.read(mine, stage.seq_len * stage.blocks_per_row)
+    wanted = input_format or InputFormat(stream.max_seq_len)
+    micro_batches = wanted.micro_batches(inputs, targets, mine, seq_len=stage.seq_len, micro_batch_size=micro)
     if pin_memory:
-        inputs, targets = inputs.pin_memory(), targets.pin_memory()
-    micro_batches = tuple(
-        MicroBatch(inputs[first : first + micro], targets[first : first + micro])
-        for first in range(0, len(inputs), micro)
-    )
+        micro_batches = tuple(part.pin_memory() for part in micro_batches)
     return StepBatch(step, stage.index, micro_batches)
 
 
@@ -116,7 +105,7 @@ class StepLoader:
         data_parallel_size: ranks that see different data.
         first_step: step of the run to begin with, from 0.
         total_steps: steps of the run; the last batch is that of step total_steps - 1.
-        sequence_mode, skips: as in ``step_batch``.
+        sequence_mode, skips, input_format: as in ``step_batch``.
         prefetch: steps held ready, at least 1.
         pin_memory: as in ``step_batch``.
 
@@ -138,6 +127,7 @@ class StepLoader:
         prefetch: int,
         pin_memory: bool,
         skips: Sequence[Skip] = (),
+        input_format: InputFormat | None = None,
     ) -> None:
         if prefetch < 1:
             raise ValueError(f"prefetch: found {prefetch}; at least 1 step must be held ready")
@@ -150,6 +140,7 @@ class StepLoader:
         self._data_parallel_size = data_parallel_size
         self._steps = range(first_step, total_steps)
         self._sequence_mode: SequenceMode = sequence_mode
+        self._input_format = input_format
         self._pin_memory = pin_memory
         self._skips = tuple(skips)
         self._ready: queue.Queue[StepBatch | Exception] = queue.Queue(prefetch)
@@ -211,5 +202,6 @@ class StepLoader:
             data_parallel_size=self._data_parallel_size,
             sequence_mode=self._sequence_mode,
             skips=self._skips,
+            input_format=self._input_format,
             pin_memory=self._pin_memory,
         )

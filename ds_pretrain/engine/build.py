@@ -14,6 +14,7 @@ from torch import nn
 
 from ds_pretrain.config import Optimizer
 from ds_pretrain.curriculum import StagePlan
+from ds_pretrain.data.inputs import InputFormat
 from ds_pretrain.engine.optimizers import client_optimizer
 from ds_pretrain.engine.rng import restore_rng, rng_state
 from ds_pretrain.errors import Problem, RecipeError, TrainingError
@@ -71,7 +72,7 @@ def build_engine(
     return engine
 
 
-def try_shapes(engine: DeepSpeedEngine, stages: Sequence[StagePlan]) -> None:
+def try_shapes(engine: DeepSpeedEngine, stages: Sequence[StagePlan], input_format: InputFormat) -> None:
     """One forward and backward pass at every shape of the plan, the largest first; nothing is learned from it.
 
     Memory then runs out in the first minute or never, and an allocator meets its largest blocks first. The loss is
@@ -80,21 +81,22 @@ def try_shapes(engine: DeepSpeedEngine, stages: Sequence[StagePlan]) -> None:
     Args:
         engine: a live engine before its first step.
         stages: the stages of the plan.
+        input_format: what the model is fed.
 
     Raises:
         TrainingError: a shape does not fit into the device's memory.
     """
-    shapes = sorted({(stage.seq_len, stage.micro_batch_size) for stage in stages}, reverse=True)
+    shapes = sorted({(s.seq_len, s.micro_batch_size, s.blocks_per_row) for s in stages}, reverse=True)
     before = rng_state()
-    for seq_len, micro_batch_size in shapes:
-        ids = torch.zeros((micro_batch_size, seq_len), dtype=torch.long, device=engine.device)
+    for seq_len, micro_batch_size, blocks in shapes:
+        batch = input_format.blank(micro_batch_size * blocks, seq_len).to(engine.device)
         engine.set_gradient_accumulation_boundary(False)
         try:
-            engine.backward(engine(ids, ids) * 0.0, scale_wrt_gas=False)
+            engine.backward(engine(batch.input_ids, batch.targets, **batch.options) * 0.0, scale_wrt_gas=False)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"micro_batch_size {micro_batch_size} x seq_len {seq_len} does not fit into the device's memory; "
-                "lower train.max_tokens_per_micro_batch or train.micro_batch_size, raise deepspeed.zero_stage, "
+                f"micro_batch_size {micro_batch_size} x seq_len {seq_len * blocks} does not fit into the device's "
+                "memory; lower train.max_tokens_per_micro_batch or train.micro_batch_size, raise deepspeed.zero_stage, "
                 "or set model.gradient_checkpointing"
             ) from error
     restore_rng(before)

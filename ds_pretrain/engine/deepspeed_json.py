@@ -84,7 +84,7 @@ def _raised_for(recipe: Recipe, precision: Precision) -> str | None:
 
 def _generated(recipe: Recipe, stage: StagePlan, precision: Precision) -> dict[str, Any]:
     document: dict[str, Any] = {
-        "train_batch_size": stage.batch_size,
+        "train_batch_size": stage.rows_per_step,
         "train_micro_batch_size_per_gpu": stage.micro_batch_size,
         "gradient_accumulation_steps": stage.grad_accum_steps,
         "gradient_clipping": stage.grad_clip,

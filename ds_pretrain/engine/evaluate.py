@@ -7,15 +7,16 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
-from torch import Tensor
+
+from ds_pretrain.data.inputs import MicroBatch
 
 
-def mean_loss(engine: DeepSpeedEngine, micro_batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+def mean_loss(engine: DeepSpeedEngine, micro_batches: Iterable[MicroBatch]) -> float:
     """Mean cross entropy over all targets of all ranks.
 
     Args:
         engine: the live engine; every rank must bring equally many micro batches.
-        micro_batches: this rank's inputs and targets, int64 [rows, seq_len]; targets of -100 are not counted.
+        micro_batches: this rank's; targets of -100 are not counted.
 
     Returns:
         Nats per token, alike on every rank.
@@ -24,10 +25,10 @@ def mean_loss(engine: DeepSpeedEngine, micro_batches: Iterable[tuple[Tensor, Ten
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     engine.eval()
     with torch.no_grad():
-        for inputs, targets in micro_batches:
-            wanted = targets.to(device, non_blocking=True)
-            loss = engine(inputs.to(device, non_blocking=True), wanted)
-            sums += torch.stack([loss.to(sums.dtype), (wanted >= 0).sum().to(sums.dtype)])
+        for micro in micro_batches:
+            part = micro.to(device)
+            loss = engine(part.input_ids, part.targets, **part.options)
+            sums += torch.stack([loss.to(sums.dtype), (part.targets >= 0).sum().to(sums.dtype)])
     engine.train()
     dist.all_reduce(sums)
     total, count = sums.tolist()

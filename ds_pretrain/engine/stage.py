@@ -23,7 +23,7 @@ def apply_stage(engine: DeepSpeedEngine, stage: StagePlan) -> None:
         stage: the stage that the next step belongs to.
     """
     engine.set_train_micro_batch_size(stage.micro_batch_size)
-    engine.set_train_batch_size(stage.batch_size)
+    engine.set_train_batch_size(stage.rows_per_step)
     assert engine.gradient_accumulation_steps() == stage.grad_accum_steps
     engine._config.gradient_clipping = stage.grad_clip
     optimizer = engine.optimizer
@@ -31,7 +31,7 @@ def apply_stage(engine: DeepSpeedEngine, stage: StagePlan) -> None:
         optimizer.gradient_accumulation_steps = stage.grad_accum_steps
     if hasattr(optimizer, "clip_grad"):
         optimizer.clip_grad = stage.grad_clip
-    engine.tput_timer.batch_size = stage.batch_size
+    engine.tput_timer.batch_size = stage.rows_per_step
 
 
 def applied_clip(engine: DeepSpeedEngine) -> float:

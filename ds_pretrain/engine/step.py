@@ -78,7 +78,8 @@ def train_batch(
     last = len(batch.micro_batches) - 1
     for index, micro in enumerate(batch.micro_batches):
         engine.set_gradient_accumulation_boundary(index == last)
-        loss = engine(micro.input_ids.to(device, non_blocking=True), micro.targets.to(device, non_blocking=True))
+        part = micro.to(device)
+        loss = engine(part.input_ids, part.targets, **part.options)
         engine.backward(loss * share, scale_wrt_gas=False)
         total += loss.detach()
     assert_learning_rate(engine, lr, newcomers)

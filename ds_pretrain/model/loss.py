@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from ds_pretrain.model.attention import run_model
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -34,21 +36,28 @@ class CausalLmLoss(nn.Module):
         self.model = model
         self.max_logits_bytes = max_logits_bytes
 
-    def forward(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        targets: Tensor,
+        position_ids: Tensor | None = None,
+        cu_seq_lens: Tensor | None = None,
+    ) -> Tensor:
         """Sum of the cross entropy over targets.
 
         Args:
-            input_ids: token ids, int64 [micro_batch_size, seq_len].
+            input_ids: token ids, int64 [sequences, seq_len].
             targets: the token after each input, int64 of the same shape; -100 is not counted.
+            position_ids, cu_seq_lens: as in ``run_model``.
 
         Returns:
             A scalar in fp32, in nats.
         """
         tokens = max_chunk_tokens(self.model.config.vocab_size, self.max_logits_bytes)
         if input_ids.numel() <= tokens:
-            logits = self.model(input_ids=input_ids, use_cache=False).logits
+            logits = run_model(self.model, input_ids, position_ids, cu_seq_lens).logits
             return summed_loss(logits.flatten(0, 1), targets.flatten())
-        hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        hidden = run_model(self.model.base_model, input_ids, position_ids, cu_seq_lens).last_hidden_state
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for part, wanted in zip(
             torch.split(hidden.flatten(0, 1), tokens), torch.split(targets.flatten(), tokens), strict=True

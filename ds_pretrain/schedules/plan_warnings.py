@@ -119,7 +119,7 @@ def _short_stages(recipe: Recipe, plan: Plan, _: LearningRateSchedule) -> Iterat
 
 def _unbalanced(_: Recipe, plan: Plan, __: LearningRateSchedule) -> Iterator[_Trouble]:
     """Micro batches of very unlike sizes: the small ones leave the device idle, the large ones decide its memory."""
-    tokens = {stage.index: stage.micro_batch_size * stage.seq_len for stage in plan.stages}
+    tokens = {stage.index: stage.micro_batch_size * stage.blocks_per_row * stage.seq_len for stage in plan.stages}
     largest = max(tokens.values())
     for index, held in tokens.items():
         if largest > LARGEST_IMBALANCE * held:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ds_pretrain.config import Recipe
+from ds_pretrain.data.inputs import InputFormat, MicroBatch
 from ds_pretrain.data.manifest import open_corpus
 from ds_pretrain.engine.build import Engine
 from ds_pretrain.engine.evaluate import mean_loss
@@ -31,12 +30,17 @@ class Evaluator:
         sources: name and prefix of every token file.
         recipe: the run's recipe: max_seq_len, number of batches, tokens per micro batch.
         ranks: this process among those of the run.
+        input_format: what the model is fed.
     """
 
-    def __init__(self, sources: Sequence[tuple[str, Path]], recipe: Recipe, ranks: Ranks) -> None:
+    def __init__(
+        self, sources: Sequence[tuple[str, Path]], recipe: Recipe, ranks: Ranks, input_format: InputFormat
+    ) -> None:
         self._max_seq_len = recipe.data.max_seq_len
         self._micro_tokens = recipe.train.max_tokens_per_micro_batch
         self._ranks = ranks
+        self._format = input_format
+        self._in_blocks = recipe.data.sequence_mode == "mask"
         per_batch = max(1, self._micro_tokens // self._max_seq_len)
         windows = recipe.evaluation.batches * per_batch
         self._sources = [(name, *_spread(prefix, self._max_seq_len, windows)) for name, prefix in sources]
@@ -67,21 +71,26 @@ class Evaluator:
 
     def _micro_batches(
         self, tokens: NDArray[np.generic], windows: NDArray[np.int64], seq_len: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[MicroBatch]:
         """This rank's rows: every window cut into whole rows, dealt out to the ranks one by one."""
-        offsets = np.arange(0, self._max_seq_len - seq_len + 1, seq_len)
+        # as in training, blocks share a row
+        row_len = self._max_seq_len if self._in_blocks else seq_len
+        offsets = np.arange(0, self._max_seq_len - row_len + 1, row_len)
         rows = (windows[:, None] + offsets).reshape(-1)
         missing = -len(rows) % self._ranks.world_size
         # ZeRO 3 needs equally many passes on every rank: rows are repeated, and not counted
         padded = np.concatenate([rows, np.repeat(rows[:1], missing)])
         mine = slice(self._ranks.rank, None, self._ranks.world_size)
         starts, counted = padded[mine], (np.arange(len(padded)) < len(rows))[mine]
-        texts = np.lib.stride_tricks.sliding_window_view(tokens, seq_len + 1)
-        micro = max(1, self._micro_tokens // seq_len)
+        texts = np.lib.stride_tricks.sliding_window_view(tokens, row_len + 1)
+        micro = max(1, self._micro_tokens // row_len)
         for first in range(0, len(starts), micro):
             part = texts[starts[first : first + micro]].astype(np.int64)
             targets = np.where(counted[first : first + micro, None], part[:, 1:], IGNORED_TARGET)
-            yield torch.from_numpy(part[:, :-1].copy()), torch.from_numpy(targets)
+            no_seams = np.zeros(len(part), dtype=np.int64)
+            yield from self._format.micro_batches(
+                part[:, :-1], targets, no_seams, seq_len=seq_len, micro_batch_size=len(part)
+            )
 
 
 def full_length_loss(lines: Sequence[Mapping[str, Any]]) -> float:

@@ -28,6 +28,7 @@ from ds_pretrain.observe.tracker import Tracker, TrackerGroup
 from ds_pretrain.observe.wandb_tracker import start_wandb
 from ds_pretrain.train.evaluation import Evaluator
 from ds_pretrain.train.flops import flops_per_token, peak_flops
+from ds_pretrain.train.formats import positions_run_on
 from ds_pretrain.train.setup import Setup, open_folder, open_loader, prepare_run, start_engine
 from ds_pretrain.train.stop import StopRequest, ignore_requests
 from ds_pretrain.train.trainer import Job, Trainer
@@ -163,8 +164,8 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
         tracker=tracker,
         progress=progress,
         layers=layers,
-        learned_positions=has_learned_positions(model),
-        evaluator=Evaluator(setup.corpus.validation, recipe, ranks) if setup.corpus.validation else None,
+        learned_positions=has_learned_positions(model) and not positions_run_on(recipe),
+        evaluator=_evaluator(setup, ranks) if setup.corpus.validation else None,
         corpus=setup.corpus.fingerprint,
         positions_per_epoch=setup.positions,
         peak_flops=None if peak is None else peak * ranks.world_size,
@@ -207,6 +208,10 @@ def _trackers(setup: Setup) -> Tracker:
     trackers: list[Tracker] = [JsonlTracker(setup.folder)]
     wandb = start_wandb(recipe.tracking.wandb, setup.folder, recipe.run.name, recipe.model_dump(mode="json"))
     return TrackerGroup(trackers if wandb is None else [*trackers, wandb])
+
+
+def _evaluator(setup: Setup, ranks: Ranks) -> Evaluator:
+    return Evaluator(setup.corpus.validation, setup.recipe, ranks, setup.input_format)
 
 
 def _progress(setup: Setup) -> ProgressReporter:

@@ -11,6 +11,7 @@ from ds_pretrain.config import ParamGroups, Recipe
 from ds_pretrain.curriculum import Plan, StagePlan, build_plan
 from ds_pretrain.curriculum.skips import Skip
 from ds_pretrain.curriculum.unfreezing import widest
+from ds_pretrain.data.inputs import InputFormat
 from ds_pretrain.data.loader import StepLoader
 from ds_pretrain.data.manifest import open_corpus
 from ds_pretrain.data.positions import epoch_positions
@@ -35,6 +36,7 @@ from ds_pretrain.observe.jsonl import EVENTS_FILE, METRICS_FILE, cut_after
 from ds_pretrain.observe.prepare_progress import prepare_progress
 from ds_pretrain.schedules.plan_warnings import plan_warnings
 from ds_pretrain.train.corpus import Corpus, resolve_corpus
+from ds_pretrain.train.formats import attention_notes, attention_problems, check_model, input_format
 from ds_pretrain.train.run_folder import CHECKPOINTS, check_continuation, run_folder, write_config
 from ds_pretrain.train.stop import StopRequest
 from ds_pretrain.train.trainer import Position, position_from
@@ -55,6 +57,7 @@ class Setup:
         config: the model's transformers config.
         groups: what ``group_rows`` tells of the parameter groups; empty where the recipe asks for none.
         positions: positions of one epoch of the training corpus.
+        input_format: what the model is fed.
         folder: the run's folder.
         checkpoint: where to continue from; None at the start.
         position: how far that checkpoint is.
@@ -68,6 +71,7 @@ class Setup:
     config: PretrainedConfig
     groups: list[dict[str, Any]]
     positions: int
+    input_format: InputFormat
     folder: Path
     checkpoint: Path | None
     position: Position
@@ -105,10 +109,11 @@ def prepare_run(recipe: Recipe, ranks: Ranks, stop: StopRequest, fresh: bool = F
     positions = epoch_positions(corpus.train, recipe.data.max_seq_len)
     plan = build_plan(recipe, ranks.world_size, positions)
     precision = device_precision(recipe.precision)
-    problems = extra_problems(recipe, plan.stages[0], precision)
+    problems = [*extra_problems(recipe, plan.stages[0], precision), *attention_problems(recipe, ranks.device.type)]
     if problems:
         raise RecipeError(problems)
     check_accepted(stage_json(recipe, plan.stages[0], precision))
+    fed = on_main(ranks, lambda: input_format(recipe, corpus))
     config = model_config(recipe.model, corpus.vocabulary, recipe.data.max_seq_len)
     grouped = recipe.param_groups != ParamGroups() or recipe.optimizer.type == "muon"
     groups = group_rows(meta_model(recipe.model, config), recipe, plan) if grouped else []
@@ -120,8 +125,11 @@ def prepare_run(recipe: Recipe, ranks: Ranks, stop: StopRequest, fresh: bool = F
         check_continuation(folder, recipe, state, ranks.world_size, corpus.fingerprint)
         position = position_from(state)
     return Setup(
-        recipe, plan, precision, corpus, config, groups, positions, folder, checkpoint, position,
-        (*plan.warnings, *zero_stage_warnings(recipe, precision), *plan_warnings(recipe, plan), *warnings),
+        recipe, plan, precision, corpus, config, groups, positions, fed, folder, checkpoint, position,
+        (
+            *plan.warnings, *zero_stage_warnings(recipe, precision), *plan_warnings(recipe, plan), *warnings,
+            *attention_notes(recipe, ranks.device.type),
+        ),
     )  # fmt: skip
 
 
@@ -171,7 +179,8 @@ def start_engine(setup: Setup, ranks: Ranks) -> tuple[Engine, PreTrainedModel, T
     engine = layers.build(largest)
     seed_rank(recipe, ranks.rank)
     _check_chunked_loss(setup, model)
-    try_shapes(engine, stages)
+    check_model(recipe, model)
+    try_shapes(engine, stages, setup.input_format)
     engine = layers.change(engine, largest, stages[setup.position.stage])
     if setup.checkpoint is not None:
         load_checkpoint(engine, setup.checkpoint, ranks)
@@ -191,7 +200,6 @@ def open_loader(
         skips: what rollbacks have left out, in their order.
     """
     data = setup.recipe.data
-    assert data.sequence_mode != "mask"
     tokens, _ = open_corpus(setup.corpus.train)
     return StepLoader(
         TokenStream(tokens.tokens, data.max_seq_len, setup.recipe.run.seed),
@@ -205,6 +213,7 @@ def open_loader(
         prefetch=data.prefetch_steps,
         pin_memory=ranks.device.type == "cuda",
         skips=skips,
+        input_format=setup.input_format,
     )
 
 
@@ -264,7 +273,7 @@ def _find_checkpoint(recipe: Recipe, folder: Path, ranks: Ranks) -> tuple[Path |
 
 def _check_chunked_loss(setup: Setup, model: PreTrainedModel) -> None:
     limit = setup.recipe.model.max_logits_bytes
-    tokens = max(stage.micro_batch_size * stage.seq_len for stage in setup.plan.stages)
+    tokens = max(stage.micro_batch_size * stage.blocks_per_row * stage.seq_len for stage in setup.plan.stages)
     chunk = max_chunk_tokens(setup.config.vocab_size, limit)
     if tokens > chunk and not head_is_plain(model):
         raise UserError(

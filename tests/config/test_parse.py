@@ -81,7 +81,10 @@ BAD = [
         "data.validation.0.weight: found 3; only training sources are weighed, leave it out",
     ),
     ("model.compile=true", "model.compile: found true, which is not built yet; allowed: false"),
-    ("data.sequence_mode=mask", "data.sequence_mode: found 'mask', which is not built yet; allowed: chunk, truncate"),
+    (
+        "data.reset_positions=true",
+        "data.reset_positions: needs data.sequence_mode mask, found chunk, where every sequence begins at 0",
+    ),
     ("safety.max_rollbacks=1", "safety.max_rollbacks: found 1, which is not built yet; leave it out"),
     (
         "train.micro_batch_size=atuo",
@@ -223,7 +226,7 @@ def test_an_empty_recipe_names_all_that_is_required() -> None:
 def test_many_problems_at_once_in_the_order_of_the_schema() -> None:
     data = recipe_data(
         "precision=half",
-        "tracking.tensorboard=true",
+        "safety.spike_factor=3",
         "optimizer.lr=-1",
         "curriculum.stages=[{step: 0, seq_len: x}, {step: 0, seq_len: 4096}, 7]",
         "run.seed=x",
@@ -237,7 +240,7 @@ def test_many_problems_at_once_in_the_order_of_the_schema() -> None:
         "curriculum.stages.1.seq_len",
         "optimizer.lr",
         "precision",
-        "tracking.tensorboard",
+        "safety.spike_factor",
         "nonsense",
     ]
 

@@ -179,3 +179,61 @@ def test_a_plan_says_that_a_plateau_is_not_planned() -> None:
     (note,) = build_plan(recipe(data=data, schedule={"type": "plateau"})).warnings
     assert note.startswith("note: schedule.type plateau: planned learning rates are those before any reduction")
     assert build_plan(recipe(data=data)).warnings == ()
+
+
+def masked(*stages: dict[str, Any], **changes: Any) -> Any:
+    curriculum = {"total_steps": 9, "stages": list(stages), "batch_size": None}
+    return recipe(data={"sequence_mode": "mask"}, curriculum=curriculum, **changes)
+
+
+def test_mask_counts_blocks_and_divides_rows() -> None:
+    stages = {"step": 0, "seq_len": 16, "batch_size": 48}, {"step": 4, "batch_size": 12}
+    plan = build_plan(masked(*stages, train={"max_tokens_per_micro_batch": 192}), world_size=2)
+    short, full = plan.stages
+    # 12 rows of 4 blocks, 6 a rank, of which 3 are 192 tokens
+    assert (short.batch_size, short.blocks_per_row, short.rows_per_step) == (48, 4, 12)
+    assert (short.micro_batch_size, short.grad_accum_steps) == (3, 2)
+    assert (full.blocks_per_row, full.rows_per_step, full.micro_batch_size, full.grad_accum_steps) == (1, 12, 3, 2)
+    # tokens per step are what blocks and length make, and no position is left out
+    assert short.tokens_per_step == full.tokens_per_step == short.positions_per_step == full.positions_per_step == 768
+    assert full.start_cursor == 4 * 768
+
+
+def test_a_masked_stage_without_a_batch_takes_one_micro_batch_per_rank() -> None:
+    tiny = masked({"step": 0, "seq_len": 16}, train={"max_tokens_per_micro_batch": 256})
+    (stage,) = build_plan(tiny, world_size=3).stages
+    assert (stage.batch_size, stage.micro_batch_size, stage.grad_accum_steps) == (48, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"seq_len": 24, "batch_size": 8},
+         "curriculum.stages.0.seq_len: found 24; allowed in data.sequence_mode mask: what divides data.max_seq_len 64, "
+         "e.g. 8, 16, 32, 64"),
+        ({"seq_len": 16, "batch_size": 6},
+         "curriculum.stages.0.batch_size: found 6, which is no whole number of rows of 4 blocks of 16 tokens; "
+         "allowed: a multiple of 4, e.g. 4 or 8"),
+        ({"seq_len": 16, "batch_size": 12},
+         "curriculum.stages.0.batch_size: found 12, in rows of 4 blocks 3 rows, which 2 ranks cannot share equally; "
+         "allowed: a multiple of 8, e.g. 8 or 16"),
+        ({"seq_len": 16, "batch_size": 16, "micro_batch_size": 3},
+         "curriculum.stages.0.batch_size: found 16, which is no whole number of 2 ranks x micro_batch_size 3 x "
+         "4 blocks a row; allowed: a multiple of 24, e.g. 24, or one of the micro batch sizes 1, 2, "
+         "or micro_batch_size auto"),
+    ],
+)  # fmt: skip
+def test_what_rows_cannot_hold_is_named_with_numbers_that_would_work(stage: dict[str, int], message: str) -> None:
+    (problem,) = plan_problems(masked({"step": 0, **stage}), world_size=2)
+    assert str(problem) == message
+
+
+def test_lengths_of_a_pacing_function_divide_the_row_too() -> None:
+    pacing = {"kind": "linear", "start_seq_len": 16, "steps": 6, "multiple": 16}
+    curriculum = {"total_steps": 9, "pacing": pacing, "batch_size": 8}
+    (problem,) = plan_problems(recipe(data={"sequence_mode": "mask"}, curriculum=curriculum))
+    assert "curriculum.pacing: found a length of 48; allowed in data.sequence_mode mask" in str(problem)
+    assert "kind: discrete" in str(problem)
+    doubling = {**curriculum, "pacing": {"kind": "discrete", "start_seq_len": 16, "steps": 6}}
+    plan = build_plan(recipe(data={"sequence_mode": "mask"}, curriculum=doubling))
+    assert [stage.seq_len for stage in plan.stages] == [16, 32, 64]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from stages import chain
 
+from ds_pretrain.curriculum import StagePlan
 from ds_pretrain.curriculum.skips import Skip, cursor_before
 from ds_pretrain.data.loader import StepBatch, StepLoader, step_batch
 from ds_pretrain.data.stream import TokenStream
@@ -155,10 +156,13 @@ def test_whatever_rollbacks_leave_out_nothing_is_used_twice_and_nothing_else_is_
 THREE_STAGES = chain([(6, 4, 2, 3), (7, 10, 3, 1), (5, 16, 1, 2)])
 
 
-@pytest.mark.parametrize("sequence_mode", ["chunk", "truncate"])
+@pytest.mark.parametrize("sequence_mode", ["chunk", "truncate", "mask"])
 @pytest.mark.parametrize("first_step", [1, 5, 6, 7, 12, 13, 17, 18])
 def test_a_continued_run_sees_the_batches_of_the_unbroken_one(sequence_mode: str, first_step: int) -> None:
-    stages = chain([(6, 4, 2, 3), (7, 10, 3, 1), (5, 16, 1, 2)], stride=16 if sequence_mode == "truncate" else None)
+    shapes = [(6, 4, 2, 3), (7, 8 if sequence_mode == "mask" else 10, 3, 1), (5, 16, 1, 2)]
+    stages = chain(shapes, stride=16 if sequence_mode == "truncate" else None)
+    if sequence_mode == "mask":
+        stages = in_blocks(16, shapes)
     with make_loader(numbered_stream(9, 16), stages, sequence_mode=sequence_mode) as loader:
         unbroken = contents(list(loader))
     with make_loader(numbered_stream(9, 16), stages, sequence_mode=sequence_mode, first_step=first_step) as loader:
@@ -191,6 +195,59 @@ def test_micro_batches_have_the_stages_shape_and_are_int64() -> None:
         for micro in batch.micro_batches:
             assert micro.input_ids.shape == micro.targets.shape == (stage.micro_batch_size, stage.seq_len)
             assert micro.input_ids.dtype == micro.targets.dtype == torch.int64
+
+
+def in_blocks(max_seq_len: int, shapes: Sequence[tuple[int, int, int, int]], ranks: int = 1) -> list[StagePlan]:
+    """Stages of mode ``mask`` from (steps, seq_len, micro_batch_size in rows, grad_accum_steps)."""
+    stages = []
+    rows = chain([(steps, max_seq_len, micro, accum) for steps, _, micro, accum in shapes], ranks)
+    for stage, (_, seq_len, _, _) in zip(rows, shapes, strict=True):
+        blocks = max_seq_len // seq_len
+        stages.append(replace(stage, seq_len=seq_len, batch_size=stage.batch_size * blocks, blocks_per_row=blocks))
+    return stages
+
+
+@given(
+    shapes=st.lists(
+        st.tuples(st.integers(1, 4), st.sampled_from([2, 3, 4, 6, 12]), st.integers(1, 3), st.integers(1, 3)),
+        min_size=1,
+        max_size=3,
+    ),
+    ranks=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_mask_uses_every_position_once_in_blocks_of_whole_windows(
+    shapes: list[tuple[int, int, int, int]], ranks: int, seed: int
+) -> None:
+    stages = in_blocks(12, shapes, ranks)
+    num_windows = sum(steps * micro * accum * ranks for steps, _, micro, accum in shapes)
+    stream = TokenStream(np.arange(num_windows * 12 + 1, dtype=np.int32), 12, seed)
+    used: list[NDArray[np.int64]] = []
+    for stage in stages:
+        for step in range(stage.start_step, stage.end_step):
+            for rank in range(ranks):
+                batch = step_batch(
+                    stream, stages, step, seed=seed, rank=rank, data_parallel_size=ranks, sequence_mode="mask"
+                )
+                assert len(batch.micro_batches) == stage.grad_accum_steps
+                for micro in batch.micro_batches:
+                    assert micro.input_ids.shape == (stage.micro_batch_size * stage.blocks_per_row, stage.seq_len)
+                    assert torch.equal(micro.targets, micro.input_ids + 1)
+                    if stage.blocks_per_row > 1:  # windows begin at multiples of 12
+                        assert torch.equal(micro.position_ids, micro.input_ids % 12)
+                    else:
+                        assert micro.position_ids is None
+                    used.append(micro.input_ids.numpy().ravel())
+    assert np.array_equal(np.sort(np.concatenate(used)), np.arange(num_windows * 12))
+
+
+def test_rows_of_a_batch_in_mode_mask_are_a_draw_from_the_shuffle_block() -> None:
+    stages = in_blocks(16, [(300, 4, 16, 1)])
+    stream = numbered_stream(300 * 16, 16)
+    batches = [step_batch(stream, stages, step, seed=1, sequence_mode="mask") for step in range(300)]
+    windows = np.stack([batch.micro_batches[0].input_ids.numpy()[::4, 0] // 16 for batch in batches])
+    assert np.sort(windows.ravel()).tolist() == list(range(300 * 16))
+    assert np.abs(np.diff(windows, axis=1)).mean() == pytest.approx(300 * 16 / 3, rel=0.05)  # as of two uniform draws
 
 
 def test_truncate_takes_the_first_tokens_of_every_window_once() -> None:

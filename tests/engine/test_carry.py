@@ -11,7 +11,8 @@ from support import recipe
 
 from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import StagePlan, build_plan
-from ds_pretrain.data.loader import MicroBatch, StepBatch
+from ds_pretrain.data.inputs import MicroBatch
+from ds_pretrain.data.loader import StepBatch
 from ds_pretrain.engine.build import Engine, build_engine
 from ds_pretrain.engine.carry import collect_state, own_storage, put_state, release
 from ds_pretrain.engine.deepspeed_json import Precision, stage_json

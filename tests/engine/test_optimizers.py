@@ -12,7 +12,8 @@ from support import recipe
 from torch import Tensor
 
 from ds_pretrain.curriculum import build_plan
-from ds_pretrain.data.loader import MicroBatch, StepBatch
+from ds_pretrain.data.inputs import MicroBatch
+from ds_pretrain.data.loader import StepBatch
 from ds_pretrain.engine.build import Engine, build_engine
 from ds_pretrain.engine.deepspeed_json import Precision, stage_json
 from ds_pretrain.engine.ranks import Ranks

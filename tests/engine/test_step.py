@@ -19,7 +19,8 @@ from support import recipe
 from torch import Tensor
 
 from ds_pretrain.curriculum import Plan, StagePlan, build_plan
-from ds_pretrain.data.loader import MicroBatch, StepBatch
+from ds_pretrain.data.inputs import InputFormat, MicroBatch
+from ds_pretrain.data.loader import StepBatch
 from ds_pretrain.engine.build import Engine, build_engine, try_shapes
 from ds_pretrain.engine.deepspeed_json import Precision, effective_zero_stage, stage_json
 from ds_pretrain.engine.ranks import Ranks
@@ -316,7 +317,7 @@ def test_trying_the_shapes_leaves_no_trace(make: Make, zero: int, precision: Pre
         torch.manual_seed(5)
         first, state = subject.weights(), torch.get_rng_state()
         if tried:
-            try_shapes(subject.engine, subject.plan.stages)
+            try_shapes(subject.engine, subject.plan.stages, InputFormat(32))
         assert torch.equal(torch.get_rng_state(), state)
         assert norm(difference(first, subject.weights())) == 0
         losses = [subject.step(stage, random_batch(stage), lr=1e-2) for stage in subject.plan.stages[:2]]
@@ -330,7 +331,7 @@ def test_every_shape_is_tried_the_largest_first(make: Make) -> None:
     subject = make()
     seen: list[tuple[int, ...]] = []
     hook = subject.engine.module.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
-    try_shapes(subject.engine, subject.plan.stages)
+    try_shapes(subject.engine, subject.plan.stages, InputFormat(32))
     hook.remove()
     # as micro batch x length
     assert seen == [(4, 32), (8, 16), (4, 16), (3, 8), (1, 8)]
@@ -345,7 +346,7 @@ def test_a_shape_that_does_not_fit_is_named(make: Make) -> None:
 
     subject.engine.module.register_forward_pre_hook(run_out)
     with pytest.raises(TrainingError, match="micro_batch_size 8 x seq_len 16 does not fit into the device's memory"):
-        try_shapes(subject.engine, subject.plan.stages)
+        try_shapes(subject.engine, subject.plan.stages, InputFormat(32))
 
 
 @pytest.mark.parametrize(("zero", "precision"), ENGINES)
