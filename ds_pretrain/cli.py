@@ -66,10 +66,9 @@ def plan(
             write_plan_files(document, out)
         if plot is not None:
             # one curve unless --groups has loaded the model
-            multipliers = {row["name"]: row["multiplier"] for row in document.get("groups", ())}
-            plot_plan(resolved, schedule, multipliers, recipe.run.name, plot)
+            plot_plan(resolved, schedule, document.get("groups", ()), recipe.run.name, plot)
         if lr_csv is not None:
-            _write_lr_csv(recipe, resolved, lr_csv)
+            _write_lr_csv(resolved, schedule, lr_csv)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
     for warning in document["warnings"]:
@@ -130,6 +129,10 @@ def launch(arguments: RecipeArguments = [], config: ConfigOption = []) -> None:
     ranks = world_size(flags)
     recipe = load_recipe(files, overrides, [partial(_plannable, world_size=ranks, unprepared=True), source_problems])
     resolved = build_plan(recipe, ranks, known_positions(recipe) or recipe.data.max_seq_len)
+    if recipe.divides_parameters:
+        from ds_pretrain.train.planned_groups import planned_groups
+
+        planned_groups(recipe, resolved)  # refuses what the model cannot do
     Console().print(plan_table(plan_document(resolved, recipe, *_planned_precision(recipe, None)), recipe.run.name))
     sys.exit(launch_run(files, overrides, flags, recipe.checkpoint.grace_seconds))
 
@@ -190,9 +193,9 @@ def _planned_precision(recipe: Recipe, given: str | None) -> tuple[Precision, di
     return "bf16", {"precision": "auto: bf16 where the device has it, else fp16; fp32 on a CPU"}
 
 
-def _write_lr_csv(recipe: Recipe, resolved: Plan, path: Path) -> None:
+def _write_lr_csv(resolved: Plan, schedule: LearningRateSchedule, path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "tokens", "stage", "lr"])
-        for row in LearningRateSchedule(resolved, recipe.schedule):
-            writer.writerow([row.step, row.tokens, row.stage, repr(row.lr)])
+        # a float of Python's is written with every bit that it has
+        writer.writerows((row.step, row.tokens, row.stage, row.lr) for row in schedule)

@@ -186,7 +186,7 @@ def test_the_table_shows_every_stage(run: Run) -> None:
     answer = run("plan", ROOT / "ds_configs/quickstart.yaml")
     assert (answer.code, answer.err) == (0, "")
     rows = [line.split() for line in answer.out.splitlines()]
-    found = [(row[0], row[3], row[4]) for row in rows if row and row[0].isdigit() and len(row) == 12]
+    found = [(row[0], row[3], row[4]) for row in rows if row and row[0].isdigit() and len(row) == 13]
     assert found == [("0", "64", "64"), ("1", "128", "32"), ("2", "256", "16"), ("3", "512", "8")]
     assert max(len(line) for line in answer.out.splitlines()) <= 80
 
@@ -208,7 +208,7 @@ def test_json_stands_alone_and_warnings_beside_it(run: Run, recipe_file: RecipeF
         "curriculum.stages.1 would start at or after the end of the run and is dropped",
         "deepspeed.zero_stage 0 is raised to 1: DeepSpeed 0.19.8 mis-scales fp16 gradients at stage 0",
         "stage 0: the warmup of 2 steps is shorter than the 20 steps, 1 / (1 - beta2), over which Adam averages "
-        "squared gradients; lengthen schedule.warmup",
+        "squared gradients; lengthen schedule.warmup, or the stage's warmup_steps",
         "stage 0: 4 steps are few for a stage (50 or more); join it with its neighbour",
     ]
     assert answer.err.splitlines() == [f"warning: {warning}" for warning in warnings]
@@ -313,6 +313,7 @@ def test_groups_in_json_name_every_parameter(run: Run, recipe_file: RecipeFile) 
         "parameters": 64,
         "multiplier": 1.0,
         "peak_lrs": [0.01],
+        "trained_since": [[0]],
         "weight_decay": 0.0,
         "parameter_names": ["transformer.ln_f.weight", "transformer.ln_f.bias"],
     }
@@ -338,6 +339,77 @@ def test_every_shipped_recipe_plans(run: Run, path: Path) -> None:
     assert all(line.startswith("note: ") for line in answer.err.splitlines())
     document: dict[str, Any] = json.loads(answer.out)
     assert document["stages"][-1]["end_tokens"] == document["total_tokens"]
+
+
+def test_plan_refuses_layers_that_there_are_not(run: Run, recipe_file: RecipeFile) -> None:
+    path = recipe_file(
+        *FOUR_STEPS,
+        "model.config={n_layer: 2, n_embd: 32, n_head: 2}",
+        "curriculum.stages=[{step: 0, trainable_layers: 1}, {step: 2, trainable_layers: 3}]",
+    )
+    message = "stage 1: trainable_layers: found 3, but this gpt2 has 2 layers; allowed: 0 to 2, or leave it out"
+    for command in (("plan", path, "--groups"), ("launch", path, "data.train=python-stdlib", "tokenizer.path=gpt2")):
+        answer = run(*command)
+        assert (answer.code, answer.out) == (2, "")
+        assert message in answer.err
+
+
+def test_groups_say_where_they_are_frozen(run: Run, recipe_file: RecipeFile) -> None:
+    path = recipe_file(
+        *FOUR_STEPS,
+        "model.config={n_layer: 2, n_embd: 32, n_head: 2}",
+        "curriculum.stages=[{step: 0, trainable_layers: 1}, {step: 2}]",
+        "param_groups={kind: layerwise, decay: 0.5}",
+    )
+    answer = run("plan", path, "--groups", "--plot", "plan.svg")
+    table = [line.split() for line in answer.out.splitlines() if ".decay" in line or ".no_decay" in line]
+    assert [row[4:-1] for row in table] == [
+        *(["0.01"], ["0.005"], ["0.005"], ["frozen", "0.0025"], ["frozen", "0.0025"], ["frozen", "0.0013"]),
+    ]
+    assert "embeddings (x 0.125, from stage 1)" in Path("plan.svg").read_text(encoding="utf-8")
+    # one group of two ages, where nothing tells layers apart
+    document = json.loads(run("plan", path, "param_groups=null", "--groups", "--json").out)
+    assert {row["name"]: row["trained_since"] for row in document["groups"]} == {
+        "decay": [[0], [0, 1]],
+        "no_decay": [[0], [0, 1]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["curriculum.stages=[{step: 0, lr_multiplier: 0}]"],
+            "curriculum.stages: found lr_multiplier 0 in every stage, so that nothing would be learned; give one of "
+            "them more than 0",
+        ),
+        (
+            ["schedule={type: custom, function: useless.zero, min_lr_ratio: 0, warmup: {steps: 0}}"],
+            "schedule.type: found custom, whose learning rate is 0 at every step, so that nothing would be learned; "
+            "give min_lr_ratio, or another type",
+        ),
+        (
+            ["schedule={type: custom, function: leaves.shape}"],
+            "schedule.function: found 'leaves.shape', which cannot be imported: SystemExit: 0",
+        ),
+        (
+            ["schedule={type: custom, function: later.shape}"],
+            "schedule.function: found 'later.shape', which cannot be used at 0.5: SystemExit: 7",
+        ),
+    ],
+)
+def test_plan_refuses_a_schedule_that_does_nothing(
+    run: Run, recipe_file: RecipeFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: list[str], message: str
+) -> None:
+    (tmp_path / "useless.py").write_text("def zero(progress): return 0.0\n", encoding="utf-8")
+    (tmp_path / "leaves.py").write_text("print('gone')\nexit(0)\n", encoding="utf-8")
+    (tmp_path / "later.py").write_text(
+        "def shape(progress): return exit(7) if progress == 0.5 else 1.0\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    answer = run("plan", recipe_file(*FOUR_STEPS[:3], *changes), "--json")
+    assert (answer.code, answer.out) == (2, "")
+    assert message in answer.err.splitlines()[-1]
 
 
 def test_plan_refuses_a_schedule_function_that_cannot_be_used(run: Run, recipe_file: Callable[..., Path]) -> None:

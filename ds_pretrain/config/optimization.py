@@ -215,6 +215,14 @@ class Schedule(Section):
     """``custom``: package.module.function from the span's progress to the share of the way from floor to peak."""
 
     @property
+    def peak_factor(self) -> float:
+        """Factor on ``optimizer.lr`` at the top of the curve: 1, but for ``noam``, whose formula brings its own scale.
+
+        The largest value of d_model^-0.5 x min(s^-0.5, s x warmup^-1.5), at s = warmup: (d_model x warmup)^-0.5.
+        """
+        return float((self.d_model * self.noam_warmup) ** -0.5) if self.type == "noam" else 1.0
+
+    @property
     def floor(self) -> float:
         """Least factor on the peak that the curve goes to after its warmup; 0 for ``noam``, which only nears it."""
         if self.type == "constant":

@@ -37,6 +37,15 @@ def optimizer(recipe: Recipe) -> Sequence[Problem]:
                 "give deepspeed.zero_stage=0 precision=fp32, or another type",
             )
         )
+    unfreezes = any(stage.trainable_layers is not None for stage in recipe.curriculum.stages or ())
+    if found.type == "lamb" and unfreezes:
+        problems.append(
+            Problem(
+                "optimizer.type",
+                "found lamb, which needs ZeRO 0, where trainable_layers of a stage need ZeRO 1 or more; "
+                "give another type, or leave trainable_layers out",
+            )
+        )
     return problems
 
 
@@ -108,6 +117,17 @@ def param_groups(recipe: Recipe) -> Sequence[Problem]:
         Problem(f"param_groups.{key}", f"does nothing without param_groups.kind; give kind: {kind}, or leave it out")
         for key, kind in uses.items()
         if key in settings.model_fields_set and "kind" not in settings.model_fields_set
+    ]
+    problems += [
+        Problem(
+            f"param_groups.{key}",
+            f"found {shown(getattr(settings, key))}, which does nothing for kind {settings.kind}; "
+            f"allowed with kind {kind}; leave it out",
+        )
+        for key, kind in uses.items()
+        if "kind" in settings.model_fields_set
+        and kind != settings.kind
+        and getattr(settings, key) != type(settings).model_fields[key].get_default()
     ]
     if settings.kind == "patterns" and "table" not in settings.model_fields_set:
         problems.append(Problem("param_groups.table", "is required for kind patterns, e.g. {'*.wte.*': 0.1}"))

@@ -54,3 +54,9 @@ class Recipe(Section):
     """Learning-rate finder."""
     tracking: Tracking = Tracking()
     """Trackers."""
+
+    @property
+    def divides_parameters(self) -> bool:
+        """Whether parameters are told apart by name or layer, so that only the model can say whether that works."""
+        unfreezes = any(stage.trainable_layers is not None for stage in self.curriculum.stages or ())
+        return unfreezes or self.param_groups != ParamGroups() or self.optimizer.type == "muon"

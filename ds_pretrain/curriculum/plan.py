@@ -273,7 +273,7 @@ def _stages(recipe: Recipe, spans: Sequence[tuple[_Shape, int]]) -> tuple[StageP
     for index, (shape, steps) in enumerate(spans):
         spec = shape.spec
         multiplier = _multiplier(recipe, spec, shape.batch_size)
-        peak_lr = recipe.optimizer.lr * multiplier if spec.peak_lr is None else spec.peak_lr
+        peak_lr = _curve_peak(recipe) * multiplier if spec.peak_lr is None else spec.peak_lr
         stages.append(
             StagePlan(
                 index=index,
@@ -303,9 +303,14 @@ def _stages(recipe: Recipe, spans: Sequence[tuple[_Shape, int]]) -> tuple[StageP
     return tuple(stages)
 
 
+def _curve_peak(recipe: Recipe) -> float:
+    """Learning rate at the top of the schedule, for a stage with multiplier 1."""
+    return recipe.optimizer.lr * recipe.schedule.peak_factor
+
+
 def _multiplier(recipe: Recipe, spec: StageSpec, batch_size: int) -> float:
     if spec.peak_lr is not None:
-        return spec.peak_lr / recipe.optimizer.lr
+        return spec.peak_lr / _curve_peak(recipe)
     if spec.lr_multiplier is not None:
         return spec.lr_multiplier
     return scaled_multiplier(recipe.curriculum.lr_scaling, batch_size, spec.seq_len)

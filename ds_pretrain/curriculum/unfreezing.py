@@ -38,6 +38,13 @@ def same_layers(first: StagePlan, second: StagePlan) -> bool:
     return first.trainable_layers == second.trainable_layers
 
 
+def unfreezes(before: StagePlan, after: StagePlan) -> bool:
+    """Whether a stage trains layers that the stage before it does not."""
+    if before.trainable_layers is None:
+        return False
+    return after.trainable_layers is None or after.trainable_layers > before.trainable_layers
+
+
 def widest(stages: tuple[StagePlan, ...]) -> StagePlan:
     """The stage that trains the most layers, the first of them."""
     everything = next((stage for stage in stages if stage.trainable_layers is None), None)

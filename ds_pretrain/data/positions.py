@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds_pretrain.config import Recipe
-from ds_pretrain.curriculum import plan_problems
+from ds_pretrain.curriculum import build_plan, plan_problems
 from ds_pretrain.data.indexed import TokenFile, idx_path
 from ds_pretrain.errors import DataError, Problem
 from ds_pretrain.schedules.curve import function_problems
+from ds_pretrain.schedules.plan_warnings import rate_problems
 
 
 def epoch_positions(prefix: Path, max_seq_len: int) -> int:
@@ -60,7 +61,8 @@ def planning_problems(recipe: Recipe, world_size: int, unprepared: bool) -> Sequ
         return [Problem("data.train.0.path", str(error))]
     # any length of an epoch will do to check the batches
     stand_in = recipe.data.max_seq_len if unprepared else None
-    return [*plan_problems(recipe, world_size, positions or stand_in), *function_problems(recipe.schedule)]
+    problems = [*plan_problems(recipe, world_size, positions or stand_in), *function_problems(recipe.schedule)]
+    return problems or rate_problems(recipe, build_plan(recipe, world_size, positions or stand_in))
 
 
 def known_positions(recipe: Recipe) -> int | None:

@@ -78,7 +78,7 @@ def collect_state(engine: DeepSpeedEngine, groups: Sequence[ParameterGroup], ran
     """
     states = {group["name"]: _group_state(engine, index) for index, group in enumerate(groups)}
     group_of = {id(parameter): group["name"] for group in groups for parameter in group["params"]}
-    _link_moments(engine)
+    link_moments(engine)
     names, kept = [], {}
     for owner, (name, parameter) in _owned(engine.module, set(group_of), ranks):
         names.append(name)
@@ -112,12 +112,12 @@ def put_state(engine: DeepSpeedEngine, groups: Sequence[ParameterGroup], state: 
         known = state.groups.get(group["name"])
         if known is None:
             continue
-        for flat in _partitions(engine, index):
+        for flat in partitions(engine, index):
             place = optimizer.optimizer.state[flat]
             place.update({key: torch.zeros_like(flat.data, dtype=dtype) for key, dtype in known.moments.items()})
             place.update({key: _copied(value) for key, value in known.scalars.items()})
         engine.basic_optimizer.param_groups[index].update(known.settings)
-    _link_moments(engine)
+    link_moments(engine)
     owner_of = {name: index % ranks.world_size for index, name in enumerate(state.names)}
     parameters = dict(engine.module.named_parameters())
     for group in groups:
@@ -174,7 +174,7 @@ def _owned(module: nn.Module, trained: set[int], ranks: Ranks) -> Iterator[tuple
 
 
 def _group_state(engine: DeepSpeedEngine, index: int) -> GroupState:
-    flat = _partitions(engine, index)[0]
+    flat = partitions(engine, index)[0]
     state = engine.optimizer.optimizer.state.get(flat, {})
     moments = {
         key: value.dtype for key, value in state.items() if isinstance(value, Tensor) and value.shape == flat.shape
@@ -184,7 +184,7 @@ def _group_state(engine: DeepSpeedEngine, index: int) -> GroupState:
     return GroupState(moments, scalars, {key: group[key] for key in ("step",) if key in group})
 
 
-def _link_moments(engine: DeepSpeedEngine) -> None:
+def link_moments(engine: DeepSpeedEngine) -> None:
     """Has every parameter know its part of the moments, in all groups.
 
     DeepSpeed 0.19.8 does so once, at ZeRO 1 and 2 after the first group's first step, when the others have none yet.
@@ -195,7 +195,7 @@ def _link_moments(engine: DeepSpeedEngine) -> None:
         optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _partitions(engine: DeepSpeedEngine, index: int) -> list[nn.Parameter]:
+def partitions(engine: DeepSpeedEngine, index: int) -> list[nn.Parameter]:
     """This rank's flat master weights of a group: one tensor, or under ZeRO 3 one a sub-group."""
     optimizer = engine.optimizer
     if not hasattr(optimizer, "fp32_partitioned_groups_flat"):

@@ -10,6 +10,7 @@ from typing import Any
 from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import Plan, StagePlan
 from ds_pretrain.engine.deepspeed_json import Precision, stage_json, zero_stage_warnings
+from ds_pretrain.schedules import LearningRateSchedule
 from ds_pretrain.schedules.plan_warnings import plan_warnings
 
 # where a stage begins in the stream is the loader's matter, not part of the published plan
@@ -29,8 +30,9 @@ def plan_document(
 
     Returns:
         total_steps, total_tokens, world_size, data_parallel_size, precision, assumed, warnings and stages, each
-        with its DeepSpeed JSON as ``deepspeed_config``.
+        with ``max_lr``, the highest rate that its steps reach, and its DeepSpeed JSON as ``deepspeed_config``.
     """
+    schedule = LearningRateSchedule(plan, recipe.schedule)
     return {
         "total_steps": plan.total_steps,
         "total_tokens": plan.total_tokens,
@@ -39,7 +41,7 @@ def plan_document(
         "precision": precision,
         "assumed": assumed or {},
         "warnings": [*plan.warnings, *zero_stage_warnings(recipe, precision), *plan_warnings(recipe, plan)],
-        "stages": [_stage_document(stage, recipe, precision) for stage in plan.stages],
+        "stages": [_stage_document(stage, recipe, precision, schedule.highest(stage)) for stage in plan.stages],
     }
 
 
@@ -56,8 +58,14 @@ def write_plan_files(document: dict[str, Any], folder: Path) -> None:
         _write_json(folder / "deepspeed" / f"stage_{stage['index']:02d}.json", stage["deepspeed_config"])
 
 
-def _stage_document(stage: StagePlan, recipe: Recipe, precision: Precision) -> dict[str, Any]:
-    document = {field.name: getattr(stage, field.name) for field in fields(stage) if field.name not in _INTERNAL}
+def _stage_document(stage: StagePlan, recipe: Recipe, precision: Precision, max_lr: float) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for field in fields(stage):
+        if field.name not in _INTERNAL:
+            document[field.name] = getattr(stage, field.name)
+        if field.name == "peak_lr":
+            # what a step of the stage really comes to, where a curve over the run has fallen, or has yet to rise
+            document["max_lr"] = max_lr
     return document | {"deepspeed_config": stage_json(recipe, stage, precision)}
 
 

@@ -71,11 +71,24 @@ def set_momentum(engine: DeepSpeedEngine, momentum: float | None) -> None:
     """Sets every group's momentum, or first beta; None leaves them as they are."""
     if momentum is None:
         return
+    if getattr(engine.optimizer, "muon_beta", None) is not None:
+        # ZeRO 3 orthogonalizes by itself, and keeps a copy of what the groups had when it was built
+        engine.optimizer.muon_beta = momentum
     for group in engine.basic_optimizer.param_groups:
         if "betas" in group:
             group["betas"] = (momentum, *group["betas"][1:])
         else:
             group["momentum"] = momentum
+
+
+def applied_momentum(engine: DeepSpeedEngine) -> float:
+    """Momentum, or first beta, of every group, which ``set_momentum`` has made one, as the optimizer has it."""
+    found = {
+        group["betas"][0] if "betas" in group else group["momentum"] for group in engine.basic_optimizer.param_groups
+    }
+    copied = getattr(engine.optimizer, "muon_beta", None)
+    (momentum,) = found if copied is None else found | {copied}
+    return float(momentum)
 
 
 def learning_rates(engine: DeepSpeedEngine) -> Mapping[str, float]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from ds_pretrain.curriculum import Plan
 from ds_pretrain.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
@@ -59,6 +60,33 @@ def num_layers(model: PreTrainedModel) -> int:
         RecipeError: the layers cannot be told from the rest of the model.
     """
     return len(_layers(model)[1])
+
+
+def check_trained_layers(model: PreTrainedModel, plan: Plan) -> None:
+    """Refuses stages that train more layers than there are.
+
+    Args:
+        model: a transformers model, on any device.
+        plan: the stages.
+
+    Raises:
+        RecipeError: a stage does, or the layers cannot be told.
+    """
+    asked = [stage for stage in plan.stages if stage.trainable_layers is not None]
+    if not asked:
+        return
+    layers = num_layers(model)
+    problems = [
+        Problem(
+            f"stage {stage.index}: trainable_layers",
+            f"found {stage.trainable_layers}, but this {model.config.model_type} has {layers} layers; allowed: 0 to "
+            f"{layers}, or leave it out to train everything, the embeddings too",
+        )
+        for stage in asked
+        if stage.trainable_layers is not None and stage.trainable_layers > layers
+    ]
+    if problems:
+        raise RecipeError(problems)
 
 
 def has_learned_positions(model: PreTrainedModel) -> bool:

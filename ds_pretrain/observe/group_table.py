@@ -39,7 +39,7 @@ def group_table(rows: Sequence[dict[str, Any]], assumed_vocabulary: str | None =
             "?" if row["layers"] is None else row["layers"],
             short(row["parameters"]),
             f"{row['multiplier']:.3g}",
-            _peaks(row["peak_lrs"]) if row["multiplier"] else "frozen",
+            _peaks(row),
             f"{row['weight_decay']:g}",
         )
     if assumed_vocabulary is None:
@@ -47,9 +47,10 @@ def group_table(rows: Sequence[dict[str, Any]], assumed_vocabulary: str | None =
     return Group(table, Text(f"vocabulary assumed: {assumed_vocabulary}"))
 
 
-def _peaks(rates: Sequence[float]) -> str:
+def _peaks(row: dict[str, Any]) -> str:
     """Rates that follow one another, equal neighbours once; of many, the first and the last."""
-    shown = [text for text, _ in groupby(f"{rate:.2g}" for rate in rates)]
+    stages = zip(row["peak_lrs"], row["trained_since"], strict=True)
+    shown = [text for text, _ in groupby(f"{rate:.2g}" if trained else "frozen" for rate, trained in stages)]
     if len(shown) > _SHOWN_PEAKS:
         shown = [*shown[: _SHOWN_PEAKS - 2], "…", shown[-1]]
     return " ".join(shown)

@@ -34,6 +34,7 @@ STEP_KEYS = (
     "grad_accum_steps",
     "lr",
     "lr_groups",
+    "momentum",
     "loss",
     "loss_ratio",
     "grad_norm",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import plotext
 
 from ds_pretrain.curriculum import Plan
@@ -27,7 +28,7 @@ def lr_curve(plan: Plan, schedule: LearningRateSchedule, columns: int) -> str:
     spread = range(0, plan.total_steps, max(1, plan.total_steps // _POINTS))
     ends = [stage.end_step - 1 for stage in plan.stages]
     steps = sorted({*spread, *(stage.start_step for stage in plan.stages), *ends})
-    rates = [schedule.lr(step, plan.tokens_before(step)) for step in steps]
+    rates = schedule.rates(np.array(steps)).tolist()
     starts = [stage.start_step for stage in plan.stages]
     ticks = [*(starts if len(starts) <= 8 else starts[:1]), plan.total_steps]
     peak = max(rates)

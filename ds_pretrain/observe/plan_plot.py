@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_pretrain.curriculum import Plan, StagePlan
+from ds_pretrain.curriculum.unfreezing import fresh_share
 from ds_pretrain.errors import UserError
 from ds_pretrain.schedules import LearningRateSchedule
 
@@ -16,14 +19,14 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def plot_plan(
-    plan: Plan, schedule: LearningRateSchedule, multipliers: Mapping[str, float], title: str, path: Path
+    plan: Plan, schedule: LearningRateSchedule, groups: Sequence[dict[str, Any]], title: str, path: Path
 ) -> None:
     """Draws a plan, 1200 x 800 pixels as PNG.
 
     Args:
         plan: the resolved stages.
         schedule: their learning rates.
-        multipliers: factor of every parameter group on the learning rate, by name; none for a single curve.
+        groups: what ``group_rows`` tells of the parameter groups, each drawn where it is trained; none for one curve.
         title: name of the run.
         path: where to, by its ending as PNG, SVG or PDF.
 
@@ -32,17 +35,20 @@ def plot_plan(
     """
     if path.suffix not in _SUFFIXES:
         raise UserError(f"--plot: found {str(path)!r}; allowed: a file that ends in {', '.join(_SUFFIXES)}")
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(12, 8), dpi=100, layout="constrained")
     rate, length, batch, clip = figure.subplots(4, 1, sharex=True, height_ratios=[3, 1, 1, 1])
     steps = _shown_steps(plan)
-    tokens = [plan.tokens_before(step) for step in steps]
-    rates = [schedule.lr(step, at) for step, at in zip(steps, tokens, strict=True)]
-    for label, multiplier, color in _curves(multipliers):
-        rate.plot(tokens, [multiplier * value for value in rates], color=color, label=label)
-    if multipliers:
+    tokens = [plan.tokens_before(step) for step in steps.tolist()]
+    rates = schedule.rates(steps)
+    curves = _curves(groups, plan, steps)
+    shades = colormaps["viridis"](np.linspace(0.0, 0.9, len(curves)))
+    for shade, (label, factors) in zip(shades, curves.items(), strict=True):
+        rate.plot(tokens, rates * factors, color=tuple(shade) if groups else "tab:blue", label=label)
+    if groups:
         rate.legend(fontsize="small", loc="upper right")
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
@@ -68,6 +74,9 @@ def plot_plan(
     clip.xaxis.set_major_formatter(EngFormatter(sep=""))
     clip.set_xlabel("tokens")
     corners = [stage.start_step for stage in plan.stages] + [plan.total_steps]
+    # as far again as the last stage, so that ticks beyond the end do not pile up at it
+    edges.append(2 * edges[-1] - edges[-2])
+    corners.append(2 * corners[-1] - corners[-2])
     above = rate.secondary_xaxis(
         "top", functions=(lambda at: np.interp(at, edges, corners), lambda step: np.interp(step, corners, edges))
     )
@@ -76,25 +85,43 @@ def plot_plan(
     figure.savefig(path)
 
 
-def _curves(multipliers: Mapping[str, float]) -> list[tuple[str, float, object]]:
-    """Label, factor and colour of every different factor, the groups that share it named together."""
-    from matplotlib import colormaps
+def _curves(groups: Sequence[dict[str, Any]], plan: Plan, steps: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """Factors on the learning rate at some steps, by label; groups that always have the same ones share a label.
 
-    names: dict[float, list[str]] = {}
-    for name, multiplier in sorted(multipliers.items(), key=lambda item: -item[1]):
-        names.setdefault(multiplier, []).append(name.removesuffix(".decay").removesuffix(".no_decay"))
-    if not names:
-        return [("", 1.0, "tab:blue")]
-    shades = colormaps["viridis"](np.linspace(0.0, 0.9, len(names)))
-    labelled: list[tuple[str, float, object]] = []
-    for shade, (multiplier, sharing) in zip(shades, names.items(), strict=True):
-        different = list(dict.fromkeys(sharing))
+    A factor is nan where the stage freezes the group. What a stage unfreezes warms up from zero, apart from what was
+    trained before, as the optimizer's groups do.
+    """
+    if not groups:
+        return {"": np.ones(len(steps))}
+    sharing: dict[tuple[float, int, tuple[int, ...]], list[str]] = {}
+    for row in groups:
+        name = row["name"].removesuffix(".decay").removesuffix(".no_decay").removesuffix(".frozen")
+        stages_since: dict[int, list[int]] = {}
+        for stage, since in enumerate(row["trained_since"]):
+            for first in since:
+                stages_since.setdefault(first, []).append(stage)
+        for first, trained in stages_since.items() or [(0, [])]:
+            sharing.setdefault((row["multiplier"], first, tuple(trained)), []).append(name)
+    curves = {}
+    for (multiplier, since, stages), names in sorted(sharing.items(), key=lambda item: (-item[0][0], item[0][1:])):
+        different = list(dict.fromkeys(names))
         shown = ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
-        labelled.append((f"{shown} (x {multiplier:.3g})", multiplier, tuple(shade)))
-    return labelled
+        how = f"x {multiplier:.3g}{f', from stage {since}' if since else ''}" if stages else "frozen"
+        curves[f"{shown} ({how})"] = multiplier * _shares(plan, since, stages, steps)
+    return curves
 
 
-def _shown_steps(plan: Plan) -> list[int]:
+def _shares(plan: Plan, since: int, stages: Collection[int], steps: NDArray[np.int64]) -> NDArray[np.float64]:
+    """1 in some stages, rising to it in the first of them, nan in the others."""
+    shares = np.full(len(steps), np.nan)
+    for index, step in enumerate(steps.tolist()):
+        stage = plan.stage_at(step)
+        if stage.index in stages:
+            shares[index] = fresh_share(stage, step) if stage.index == since else 1.0
+    return shares
+
+
+def _shown_steps(plan: Plan) -> NDArray[np.int64]:
     """Evenly spread steps, and every stage's first, last and end of warmup, which must not be missed."""
     spread = range(0, plan.total_steps, max(1, plan.total_steps // _POINTS))
     corners = {
@@ -103,7 +130,7 @@ def _shown_steps(plan: Plan) -> list[int]:
         for step in (stage.start_step, stage.start_step + stage.warmup_steps, stage.end_step - 1)
         if step < plan.total_steps
     }
-    return sorted(corners.union(spread))
+    return np.array(sorted(corners.union(spread)))
 
 
 def _labelled(plan: Plan) -> list[StagePlan | None]:

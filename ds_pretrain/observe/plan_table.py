@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+# of a stage's peak; a run that comes so near is said to reach it
+_REACHED = 0.99
 _LARGE = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -22,42 +24,43 @@ def plan_table(document: dict[str, Any], title: str) -> RenderableType:
     Returns:
         Something that a rich console prints.
     """
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
-    headings = (
-        "",
-        "step",
-        "tokens",
-        "len",
-        "batch",
-        "micro",
-        "acc",
-        "peak lr",
-        "mult",
-        "rule",
-        "warm",
-        "clip",
+    stages = document["stages"]
+    columns: dict[str, list[str]] = {
+        "": [str(stage["index"]) for stage in stages],
+        "step": [f"{stage['start_step']:,}" for stage in stages],
+        "tokens": [short(stage["end_tokens"] - stage["start_tokens"]) for stage in stages],
+        "len": [str(stage["seq_len"]) for stage in stages],
+        "batch": [str(stage["batch_size"]) for stage in stages],
+        "micro": [str(stage["micro_batch_size"]) for stage in stages],
+        "acc": [str(stage["grad_accum_steps"]) for stage in stages],
+        "peak lr": [f"{stage['peak_lr']:.3g}" for stage in stages],
+        "max lr": [f"{stage['max_lr']:.3g}" for stage in stages],
+        "mult": [f"{stage['lr_multiplier']:.3g}" for stage in stages],
+        "rule": [f"{stage['formula_multiplier']:.3g}" for stage in stages],
+        "warm": [f"{stage['warmup_steps']:,}" for stage in stages],
+        "clip": [f"{stage['grad_clip']:g}" for stage in stages],
+        "top": ["all" if (top := stage["trainable_layers"]) is None else str(top) for stage in stages],
+    }
+    # columns that say nothing are left out
+    reached = all(stage["max_lr"] >= _REACHED * stage["peak_lr"] for stage in stages)
+    if reached:
+        del columns["max lr"]
+    if all(stage["trainable_layers"] is None for stage in stages):
+        del columns["top"]
+    # twelve columns and a space more between them are what a terminal of 80 holds
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1 if len(columns) <= 12 else 0), collapse_padding=True, pad_edge=False
     )
-    for heading in headings:
+    for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
-    for stage in document["stages"]:
-        table.add_row(
-            str(stage["index"]),
-            f"{stage['start_step']:,}",
-            short(stage["end_tokens"] - stage["start_tokens"]),
-            str(stage["seq_len"]),
-            str(stage["batch_size"]),
-            str(stage["micro_batch_size"]),
-            str(stage["grad_accum_steps"]),
-            f"{stage['peak_lr']:.3g}",
-            f"{stage['lr_multiplier']:.3g}",
-            f"{stage['formula_multiplier']:.3g}",
-            f"{stage['warmup_steps']:,}",
-            f"{stage['grad_clip']:g}",
-        )
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     title_line = Text(f"{title}: {_ranks(document['world_size'])}, {_precision(document)}", style="bold")
     total = Text(
         f"{document['total_steps']:,} steps, {document['total_tokens']:,} tokens\n"
         "rule: sqrt(batch / 32) x min(2048 / len, 4)"
+        + ("" if reached else "\nmax lr: the highest rate that a step of the stage has")
+        + ("\ntop: layers below the head that are trained; the others are frozen" if "top" in columns else "")
     )
     return Group(title_line, table, total)
 

@@ -1,9 +1,12 @@
 """The curve of one span: a recipe's ``schedule`` section turned into a function of the time since the span's start."""
 
+# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,18 +35,21 @@ class Span:
     warmup: float
 
 
-Curve = Callable[[float], Values]
+Curve = Callable[[Values], Values]
 
 
 def curve(schedule: Schedule, span: Span) -> Curve:
-    """The factor on the peak, as a function of the time since the span's start.
+    """The factor on the peak, as a function of the time since the span's start, a number or an array of them.
 
     It never falls below ``schedule.floor``. ``constant`` and ``plateau`` stay at the peak, and so does every type on
     a span without length, as a warmup that fills it leaves. Lengths that a recipe leaves out are parts of the span.
 
     Args:
         schedule: the recipe's section.
-        span: where the curve lives.
+        span: where the curve lives; its unit, tokens or optimizer steps, is that of the curve's argument.
+
+    Returns:
+        A pure function from the time in [0, ``span.length``] to the factor, of the shape of its argument.
 
     Raises:
         RecipeError: the function of type ``custom`` cannot be used.
@@ -51,9 +57,9 @@ def curve(schedule: Schedule, span: Span) -> Curve:
     floor = schedule.floor
     factor = shapes.constant if span.length <= 0 else _factor(schedule, span)
     if factor is not None:
-        return lambda t: max(float(factor(t)), floor)
+        return lambda t: np.maximum(factor(t), floor)
     share = _share(schedule, span)
-    return lambda t: float(shapes.between(share(t), 1.0, floor))
+    return lambda t: shapes.between(share(t), 1.0, floor)
 
 
 def one_cycle(schedule: Schedule, span: Span) -> OneCycle:
@@ -101,7 +107,9 @@ def _factor(schedule: Schedule, span: Span) -> Curve | None:
             timescale = schedule.timescale or span.warmup or 10_000 * span.last
             return lambda t: shapes.inverse_sqrt(t, timescale)
         case "noam":
-            return lambda t: shapes.noam(t / span.last + 1.0, schedule.d_model, schedule.noam_warmup)
+            # its peak is the stage's, which Schedule.peak_factor has brought down to the formula's
+            d_model, warmup, peak = schedule.d_model, schedule.noam_warmup, schedule.peak_factor
+            return lambda t: shapes.noam(t / span.last + 1.0, d_model, warmup) / peak
         case "one_cycle":
             return one_cycle(schedule, span).factor
     return None
@@ -136,22 +144,29 @@ def _imported(path: str) -> Curve:
     """A user's own shape, tried over its whole range before it is trusted."""
     module, _, name = path.rpartition(".")
     try:
-        shape = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's code happens to raise
+        with redirect_stdout(sys.stderr):  # standard output may be a document
+            shape = getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:  # whatever the user's code happens to raise, exit() included
         raise _unusable(path, f"cannot be imported: {type(error).__name__}: {error}") from error
 
     def checked(progress: float) -> float:
         try:
             share = float(shape(progress))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _unusable(path, f"cannot be used at {progress:g}: {type(error).__name__}: {error}") from error
         if not 0.0 <= share <= 1.0:  # nor is nan
             raise _unusable(path, f"returned {share:g} at {progress:g}")
         return share
 
-    for progress in np.linspace(0.0, 1.0, _CHECKED_POINTS):
-        checked(float(progress))
-    return checked
+    def shares(progress: Values) -> Values:
+        # a user's function is one of numbers
+        if not isinstance(progress, np.ndarray):
+            return checked(float(progress))
+        return np.array([checked(value) for value in progress.ravel().tolist()]).reshape(progress.shape)
+
+    with redirect_stdout(sys.stderr):
+        shares(np.linspace(0.0, 1.0, _CHECKED_POINTS))
+    return shares
 
 
 def _unusable(path: str, reason: str) -> RecipeError:

@@ -11,9 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ds_pretrain.config import Schedule
 from ds_pretrain.curriculum.plan import Plan, StagePlan
 from ds_pretrain.schedules.curve import Curve, Span, curve, one_cycle
+from ds_pretrain.schedules.shapes import Values
 from ds_pretrain.schedules.warmup import warmup_lr
 
 
@@ -59,7 +63,7 @@ class LearningRateSchedule:
         entry = 0.0
         for stage in plan.stages:  # in order: a stage is entered at the planned rate of the step before
             warm = stage.start_step + stage.warmup_steps
-            self._targets.append(self._after_warmup(stage, warm, stage.tokens_before(warm)))
+            self._targets.append(float(self._after_warmup(stage, warm, stage.tokens_before(warm))))
             self._entries.append(entry)
             last = stage.end_step - 1
             entry = self.lr(last, stage.tokens_before(last))
@@ -74,12 +78,35 @@ class LearningRateSchedule:
         Returns:
             The rate for a group with multiplier 1.
         """
-        stage = self._plan.stage_at(step)
-        k = step - stage.start_step
-        if k < stage.warmup_steps:
-            entry, target = self._entries[stage.index], self._targets[stage.index]
-            return warmup_lr(self._schedule.warmup.shape, entry, target, k, stage.warmup_steps)
-        return self._after_warmup(stage, step, tokens)
+        return float(self._rates(self._plan.stage_at(step), np.array([step]), np.array([tokens]))[0])
+
+    def rates(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The planned learning rates of many steps at once, to the bit those of ``lr``.
+
+        Args:
+            steps: optimizer steps, from 0, in ascending order; each at the tokens that the plan has before it.
+
+        Returns:
+            A rate for each step.
+        """
+        found = np.empty(len(steps))
+        for stage in self._plan.stages:
+            part = slice(*np.searchsorted(steps, (stage.start_step, stage.end_step)))
+            here = steps[part]
+            if not len(here):
+                continue
+            tokens = stage.start_tokens + (here - stage.start_step) * stage.tokens_per_step
+            found[part] = self._rates(stage, here, tokens)
+        return found
+
+    def highest(self, stage: StagePlan) -> float:
+        """The highest rate that any step of a stage uses, its warmup included."""
+        return float(self.rates(np.arange(stage.start_step, stage.end_step)).max())
+
+    @property
+    def moves_momentum(self) -> bool:
+        """Whether the schedule moves the momentum too, instead of leaving it to the optimizer."""
+        return self._schedule.type == "one_cycle" and self._schedule.cycle_momentum
 
     def momentum(self, step: int, tokens: int) -> float | None:
         """The planned momentum, or Adam's first beta; None where the optimizer keeps its own.
@@ -87,32 +114,46 @@ class LearningRateSchedule:
         Args:
             step, tokens: as for ``lr``.
         """
-        schedule = self._schedule
-        if schedule.type != "one_cycle" or not schedule.cycle_momentum:
+        if not self.moves_momentum:
             return None
+        schedule = self._schedule
         start, span = self._spans[self._plan.stage_at(step).index]
-        t = max(self._clock(step, tokens) - start, 0.0)
+        t = np.maximum(self._clock(step, tokens) - start, 0.0)
         return float(one_cycle(schedule, span).momentum(t, schedule.base_momentum, schedule.max_momentum))
 
     def __iter__(self) -> Iterator[ScheduledStep]:
         """Every step of the plan, in order."""
         for stage in self._plan.stages:
-            for step in range(stage.start_step, stage.end_step):
-                tokens = stage.tokens_before(step)
-                yield ScheduledStep(step, tokens, stage.index, self.lr(step, tokens))
+            steps = np.arange(stage.start_step, stage.end_step)
+            for step, lr in zip(steps.tolist(), self.rates(steps).tolist(), strict=True):
+                yield ScheduledStep(step, stage.tokens_before(step), stage.index, lr)
 
-    def _after_warmup(self, stage: StagePlan, step: int, tokens: int) -> float:
+    def _rates(self, stage: StagePlan, steps: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Rates of some steps of a stage, ascending: those of the warmup first."""
+        k = steps - stage.start_step
+        warm = int(np.searchsorted(k, stage.warmup_steps))
+        shape, entry, target = self._schedule.warmup.shape, self._entries[stage.index], self._targets[stage.index]
+        found = np.empty(len(steps))
+        if warm:
+            found[:warm] = warmup_lr(shape, entry, target, k[:warm], stage.warmup_steps)
+        if warm < len(steps):
+            found[warm:] = self._after_warmup(stage, steps[warm:], tokens[warm:])
+        return found
+
+    def _after_warmup(self, stage: StagePlan, step: Values, tokens: Values) -> Values:
         start, span = self._spans[stage.index]
-        t = min(max(self._clock(step, tokens) - start, 0.0), span.length)
-        return stage.peak_lr * float(self._curves[stage.index](t))
+        t = np.clip(self._clock(step, tokens) - start, 0.0, span.length)
+        return stage.peak_lr * self._curves[stage.index](t)
 
-    def _clock(self, step: int, tokens: int) -> float:
-        return float(step if self._by_steps else tokens)
+    def _clock(self, step: Values, tokens: Values) -> Values:
+        return step if self._by_steps else tokens
+
+    def _time(self, stage: StagePlan, step: int) -> float:
+        return float(step if self._by_steps else stage.tokens_before(step))
 
     def _span(self, first: StagePlan, last: StagePlan) -> tuple[float, Span]:
         """From the end of the first stage's warmup to the end of the last stage: where it starts, and its lengths."""
-        warm = first.start_step + first.warmup_steps
-        begin = self._clock(first.start_step, first.start_tokens)
-        start = self._clock(warm, first.tokens_before(warm))
-        end = self._clock(last.end_step, last.end_tokens)
-        return start, Span(end - start, float(1 if self._by_steps else last.tokens_per_step), start - begin)
+        start = self._time(first, first.start_step + first.warmup_steps)
+        length = self._time(last, last.end_step) - start
+        last_step = 1.0 if self._by_steps else float(last.tokens_per_step)
+        return start, Span(length, last_step, start - self._time(first, first.start_step))

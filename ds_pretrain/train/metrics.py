@@ -28,6 +28,7 @@ def step_record(
     result: StepResult,
     lr: float,
     lr_groups: Mapping[str, float],
+    momentum: float | None,
     grad_clip: float,
     loss_ratio: float | None,
     times: StepTimes,
@@ -42,6 +43,7 @@ def step_record(
         result: what the engine came to.
         lr: planned learning rate.
         lr_groups: learning rate of every group, by name, as the optimizer had it.
+        momentum: momentum, or first beta, where the schedule moves it; None where the optimizer keeps its own.
         grad_clip: the limit that the engine clipped at.
         loss_ratio: loss over the stage's lowest before it.
         times: seconds of the step.
@@ -62,6 +64,7 @@ def step_record(
         "grad_accum_steps": stage.grad_accum_steps,
         "lr": lr,
         "lr_groups": dict(lr_groups),
+        "momentum": momentum,
         "loss": result.loss,
         "loss_ratio": loss_ratio,
         "grad_norm": result.grad_norm,

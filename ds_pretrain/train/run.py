@@ -17,7 +17,6 @@ from ds_pretrain.engine.lost_rank import is_lost_contact, lost_contact
 from ds_pretrain.engine.ranks import Ranks, any_rank, barrier, device_description, start_ranks, stop_ranks
 from ds_pretrain.errors import LostRankError, PortTakenError, Stopped, TrainingError, UserError
 from ds_pretrain.lifeline import watch_launcher
-from ds_pretrain.model.group_rows import is_plain
 from ds_pretrain.model.layers import has_learned_positions
 from ds_pretrain.model.size import parameter_count, product_parameters
 from ds_pretrain.observe.group_table import group_table
@@ -148,7 +147,7 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
         f"{device_description(ranks)}, {setup.precision}, ZeRO {engine.zero_optimization_stage()}; "
         f"{setup.plan.total_tokens:,} tokens in {setup.plan.total_steps:,} steps; {setup.folder}",
     )
-    if ranks.is_main and not is_plain(setup.groups):
+    if ranks.is_main:
         Console().print(group_table(setup.groups))
     tracker = _trackers(setup) if ranks.is_main else TrackerGroup([])
     progress = _progress(setup) if ranks.is_main else None

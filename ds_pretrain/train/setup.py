@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ds_pretrain.config import ParamGroups, Recipe
+from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import Plan, StagePlan, build_plan
 from ds_pretrain.curriculum.skips import Skip
 from ds_pretrain.curriculum.unfreezing import widest
@@ -55,7 +55,7 @@ class Setup:
     Args:
         recipe, plan, precision, corpus: what is trained.
         config: the model's transformers config.
-        groups: what ``group_rows`` tells of the parameter groups; empty where the recipe asks for none.
+        groups: what ``group_rows`` tells of the parameter groups.
         positions: positions of one epoch of the training corpus.
         input_format: what the model is fed.
         folder: the run's folder.
@@ -115,8 +115,7 @@ def prepare_run(recipe: Recipe, ranks: Ranks, stop: StopRequest, fresh: bool = F
     check_accepted(stage_json(recipe, plan.stages[0], precision))
     fed = on_main(ranks, lambda: input_format(recipe, corpus))
     config = model_config(recipe.model, corpus.vocabulary, recipe.data.max_seq_len)
-    grouped = recipe.param_groups != ParamGroups() or recipe.optimizer.type == "muon"
-    groups = group_rows(meta_model(recipe.model, config), recipe, plan) if grouped else []
+    groups = group_rows(meta_model(recipe.model, config), recipe, plan, find_layers=recipe.divides_parameters)
     folder = run_folder(recipe)
     checkpoint, warnings = (None, []) if fresh else _find_checkpoint(recipe, folder, ranks)
     position = Position()

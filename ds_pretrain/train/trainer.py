@@ -18,6 +18,7 @@ from ds_pretrain.engine.ranks import Ranks
 from ds_pretrain.engine.stage import (
     Newcomers,
     applied_clip,
+    applied_momentum,
     apply_stage,
     learning_rates,
     set_learning_rate,
@@ -181,6 +182,7 @@ class Trainer:
                 result,
                 lr,
                 learning_rates(self.engine),
+                applied_momentum(self.engine) if self.schedule.moves_momentum else None,
                 applied_clip(self.engine),
                 ratio,
                 times,

@@ -12,9 +12,8 @@ from ds_pretrain.engine.carry import collect_state, own_storage, put_state, rele
 from ds_pretrain.engine.deepspeed_json import Precision, stage_json
 from ds_pretrain.engine.ranks import Ranks
 from ds_pretrain.engine.rng import restore_rng, rng_state
-from ds_pretrain.errors import Problem, RecipeError
 from ds_pretrain.model.groups import ParameterGroup, parameter_groups
-from ds_pretrain.model.layers import layer_depths, num_layers
+from ds_pretrain.model.layers import layer_depths
 from ds_pretrain.model.loss import CausalLmLoss
 
 
@@ -29,7 +28,7 @@ class TrainedLayers:
         ranks: this process among those of the run.
 
     Raises:
-        RecipeError: a stage trains more layers than there are, or the layers cannot be told.
+        RecipeError: the layers cannot be told from the rest of the model.
     """
 
     def __init__(self, recipe: Recipe, plan: Plan, precision: Precision, module: CausalLmLoss, ranks: Ranks) -> None:
@@ -41,7 +40,6 @@ class TrainedLayers:
         self._depths: Mapping[str, int] = {}
         if any(stage.trainable_layers is not None for stage in plan.stages):
             self._depths = layer_depths(module.model)
-            _check_numbers(plan, num_layers(module.model), module.model.config.model_type)
 
     def build(self, stage: StagePlan) -> Engine:
         """A new engine that trains what a stage trains."""
@@ -84,17 +82,3 @@ class TrainedLayers:
             if is_trained(stage, depth)
         }
         return parameter_groups(self._module.model, self._recipe.optimizer, self._recipe.param_groups, since)
-
-
-def _check_numbers(plan: Plan, layers: int, architecture: str) -> None:
-    problems = [
-        Problem(
-            f"stage {stage.index}: trainable_layers",
-            f"found {stage.trainable_layers}, but this {architecture} has {layers} layers; allowed: 0 to {layers}, "
-            "or leave it out to train everything, the embeddings too",
-        )
-        for stage in plan.stages
-        if stage.trainable_layers is not None and stage.trainable_layers > layers
-    ]
-    if problems:
-        raise RecipeError(problems)

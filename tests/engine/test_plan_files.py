@@ -18,8 +18,8 @@ KEYS = [
 ]  # fmt: skip
 STAGE_KEYS = [
     "index", "start_step", "end_step", "start_tokens", "end_tokens", "seq_len", "batch_size", "micro_batch_size",
-    "grad_accum_steps", "lr_multiplier", "formula_multiplier", "peak_lr", "min_lr", "warmup_steps", "grad_clip",
-    "trainable_layers", "deepspeed_config",
+    "grad_accum_steps", "lr_multiplier", "formula_multiplier", "peak_lr", "max_lr", "min_lr", "warmup_steps",
+    "grad_clip", "trainable_layers", "deepspeed_config",
 ]  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_the_numbers_are_the_plans() -> None:
     stage = dict(document["stages"][2])
     assert stage.pop("deepspeed_config") == stage_json(subject, plan.stages[2], "bf16")
     assert stage.pop("formula_multiplier") == pytest.approx(32**0.5)
-    assert stage.pop("peak_lr") == pytest.approx(2.1e-3)
+    assert stage.pop("peak_lr") == stage.pop("max_lr") == pytest.approx(2.1e-3)
     assert stage.pop("min_lr") == pytest.approx(2.1e-4)
     assert stage == {
         "index": 2, "start_step": 4000, "end_step": 8000, "start_tokens": 65536000, "end_tokens": 131072000,

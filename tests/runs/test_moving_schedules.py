@@ -25,6 +25,7 @@ VARIANTS = {
     "one_cycle": [ONE_CYCLE],
     "learned_positions": [EAGER, "evaluation.every_steps=1", "evaluation.batches=1", *GPT2],
     "sgd": [ONE_CYCLE, "optimizer.type=sgd"],
+    **{f"muon{zero}": [ONE_CYCLE, "optimizer.type=muon", f"deepspeed.zero_stage={zero}"] for zero in (1, 3)},
 }
 STOPS = (4, 7)
 
@@ -87,6 +88,19 @@ def test_momentum_reaches_the_optimizer(runs: Path, name: str, key: str) -> None
         groups = torch.load(file, weights_only=False)["optimizer_state_dict"]["base_optimizer_state"]["param_groups"]
         assert len({str(group[key]) for group in groups}) == 1
         found.append(groups[0][key][0] if key == "betas" else groups[0][key])
-    assert found == [schedule.momentum(step, 0) for step in range(12)]
+    assert found == [schedule.momentum(step, 0) for step in range(12)] == [line["momentum"] for line in steps(run)]
     assert min(found) < 0.7
     assert max(found) == pytest.approx(0.97)
+
+
+@pytest.mark.parametrize("name", ["muon1", "muon3"])
+def test_momentum_reaches_muon(runs: Path, name: str) -> None:
+    """What a step's line tells is read from the engine, from every place that keeps it."""
+    run = runs / "unbroken" / name
+    recipe = load_recipe([run / "config.yaml"])
+    schedule = LearningRateSchedule(build_plan(recipe, 2), recipe.schedule)
+    assert [line["momentum"] for line in steps(run)] == [schedule.momentum(step, 0) for step in range(12)]
+
+
+def test_a_momentum_that_stays_is_not_told(runs: Path) -> None:
+    assert {line["momentum"] for line in steps(runs / "unbroken/plateau")} == {None}
