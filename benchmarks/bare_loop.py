@@ -22,7 +22,7 @@ from ds_pretrain.data.stream import TokenStream
 from ds_pretrain.engine.deepspeed_json import stage_json
 from ds_pretrain.engine.ranks import device_precision, seed_rank, start_ranks
 from ds_pretrain.model.build import build_model, model_config
-from ds_pretrain.model.groups import decay_groups
+from ds_pretrain.model.groups import parameter_groups
 from ds_pretrain.model.loss import CausalLmLoss
 from ds_pretrain.observe.logs import quiet_libraries
 from ds_pretrain.train.corpus import resolve_corpus
@@ -46,7 +46,7 @@ def main() -> None:
     seed_rank(recipe, 0)
     model = build_model(recipe.model, model_config(recipe.model, corpus.vocabulary, recipe.data.max_seq_len))
     module = CausalLmLoss(model, recipe.model.max_logits_bytes)
-    groups = decay_groups(module, recipe.optimizer.weight_decay, recipe.optimizer.decay_embeddings)
+    groups = parameter_groups(model, recipe.optimizer, recipe.param_groups)
     engine, *_ = deepspeed.initialize(
         model=module,
         model_parameters=groups,
@@ -55,7 +55,7 @@ def main() -> None:
     stream = TokenStream(open_corpus(corpus.train)[0].tokens, recipe.data.max_seq_len, recipe.run.seed)
     steps = [
         step_batch(
-            stream, stage, step, seed=recipe.run.seed, rank=ranks.rank, data_parallel_size=ranks.world_size
+            stream, [stage], step, seed=recipe.run.seed, rank=ranks.rank, data_parallel_size=ranks.world_size
         ).micro_batches
         for step in range(READY_BATCHES)
     ]

@@ -54,7 +54,7 @@ class Layouts:
     def ours(self) -> Rows:
         """A step of the stage in a run of some seed."""
         seed, step = int(self.random.integers(1 << 31)), int(self.random.integers(self.stage.num_steps))
-        batch = step_batch(self._stream(seed), self.stage, step, seed=seed)
+        batch = step_batch(self._stream(seed), [self.stage], step, seed=seed)
         parts = batch.micro_batches
         return torch.cat([part.input_ids for part in parts]), torch.cat([part.targets for part in parts])
 

@@ -13,10 +13,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ds_pretrain.curriculum.plan import StagePlan
 from ds_pretrain.data.loader import step_batch
@@ -59,6 +61,11 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def copied(tokens: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Inputs and targets, cast as a batch's are."""
+    return tokens[:-1].astype("i8"), tokens[1:].astype("i8")
+
+
 def measure(tokens: np.memmap, seq_len: int, batch_size: int) -> tuple[float, float]:
     """Median tokens per second of batch assembly and of the plain copy."""
     stream = TokenStream(tokens, MAX_SEQ_LEN, seed=1)
@@ -69,10 +76,8 @@ def measure(tokens: np.memmap, seq_len: int, batch_size: int) -> tuple[float, fl
     copy: list[float] = []
     for step in range(STEPS):
         at = step * size % (CORPUS_TOKENS - size)
-        assembly.append(seconds(lambda step=step: step_batch(stream, [stage], step, seed=1)))
-        copy.append(
-            seconds(lambda at=at: (plain[at : at + size].astype("i8"), plain[at + 1 : at + 1 + size].astype("i8")))
-        )
+        assembly.append(seconds(partial(step_batch, stream, [stage], step, seed=1)))
+        copy.append(seconds(partial(copied, plain[at : at + size + 1])))
     return size / statistics.median(assembly), size / statistics.median(copy)
 
 

@@ -7,9 +7,11 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, cast
 
+import numpy as np
 import typer
 from rich.console import Console
 
@@ -197,5 +199,10 @@ def _write_lr_csv(resolved: Plan, schedule: LearningRateSchedule, path: Path) ->
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "tokens", "stage", "lr"])
-        # a float of Python's is written with every bit that it has
-        writer.writerows((row.step, row.tokens, row.stage, row.lr) for row in schedule)
+        for stage in resolved.stages:
+            steps = np.arange(stage.start_step, stage.end_step)
+            tokens = stage.start_tokens + (steps - stage.start_step) * stage.tokens_per_step
+            # floats of Python's are written with every bit that they have
+            writer.writerows(
+                zip(steps.tolist(), tokens.tolist(), repeat(stage.index), schedule.rates(steps).tolist(), strict=False)
+            )

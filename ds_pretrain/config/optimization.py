@@ -28,7 +28,8 @@ class Optimizer(Section):
     type: Literal["adamw", "adam", "sgd", "lion", "lamb", "muon", "schedule_free_adamw"] = "adamw"
     """``adamw`` decays weights apart from the gradient, ``adam`` adds the decay to it (L2). ``lion`` wants a rate of a
     third to a tenth of Adam's. ``lamb`` needs ZeRO 0 and fp32. ``muon`` trains the matrices of the layers, at rates
-    like 0.02, and the rest by AdamW."""
+    like 0.02, and the rest by AdamW. ``schedule_free_adamw`` is refused: DeepSpeed would evaluate and save other
+    weights than its averaged ones."""
     lr: PositiveNumber
     """Base learning rate; a stage's peak is this times its multiplier."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)

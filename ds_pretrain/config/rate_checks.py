@@ -29,6 +29,16 @@ def optimizer(recipe: Recipe) -> Sequence[Problem]:
         for key, types in OPTIMIZER_KEYS.items()
         if found.type not in types and getattr(found, key) != type(found).model_fields[key].get_default()
     ]
+    if found.type == "schedule_free_adamw":
+        problems.append(
+            Problem(
+                "optimizer.type",
+                "found schedule_free_adamw, which does not fit DeepSpeed: the averaged weights that it evaluates are "
+                "in the optimizer alone, so that the model that is evaluated, saved and exported would hold others; "
+                "for a run without a fixed end give adamw with schedule.type wsd, whose checkpoints before the decay "
+                "can be continued",
+            )
+        )
     if found.type == "lamb" and (settings.zero_stage != 0 or recipe.precision != "fp32"):
         problems.append(
             Problem(

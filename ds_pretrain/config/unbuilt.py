@@ -13,8 +13,6 @@ from ds_pretrain.errors import Problem
 _BUILT_VALUES = {
     "model.objective": ("causal_lm",),
     "model.compile": (False,),
-    # its averaged weights live in the optimizer alone: what ZeRO evaluates, saves and exports would not be they
-    "optimizer.type": ("adamw", "adam", "sgd", "lion", "lamb", "muon"),
     "checkpoint.keep_best": (False,),
     "checkpoint.asynchronous": (False,),
     "tracking.tensorboard": (False,),

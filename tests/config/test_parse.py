@@ -198,6 +198,15 @@ BAD = [
         "deepspeed.offload_param: needs deepspeed.zero_stage 3, found 1",
     ),
     (
+        "param_groups={kind: layerwise, backbone_multiplier: 0.5}",
+        "param_groups.backbone_multiplier: found 0.5, which does nothing for kind layerwise; allowed with kind "
+        "two_group; leave it out",
+    ),
+    (
+        "param_groups={kind: none, decay: 0.5}",
+        "param_groups.decay: found 0.5, which does nothing for kind none; allowed with kind layerwise; leave it out",
+    ),
+    (
         "deepspeed.offload_optimizer={device: nvme}",
         "deepspeed.offload_optimizer.nvme_path: is required for device nvme",
     ),

@@ -14,7 +14,6 @@ REFUSED = [
     "model.objective=masked_lm",
     "model.compile=true",
     "data.train=[a, b]",
-    "optimizer.type=schedule_free_adamw",
     "safety.max_rollbacks=1",
     "safety.spike_sigma=3",
     "checkpoint.asynchronous=true",

@@ -100,7 +100,16 @@ def test_they_learn_under_other_engines(ranks: Ranks, kind: str, zero: int, prec
             "optimizer.eps: does nothing for type sgd; allowed with",
         ),
         ({"optimizer": {"type": "lamb", "lr": 1}}, "deepspeed.zero_stage=0 precision=fp32, or another type"),
-        ({"optimizer": {"type": "schedule_free_adamw", "lr": 1}}, "which is not built yet; allowed: adamw, adam, sgd"),
+        (
+            {
+                "optimizer": {"type": "lamb", "lr": 1},
+                "deepspeed": {"zero_stage": 0},
+                "precision": "fp32",
+                "curriculum": {"stages": [{"step": 0, "trainable_layers": 1}]},
+            },
+            "found lamb, which needs ZeRO 0, where trainable_layers of a stage need ZeRO 1 or more",
+        ),
+        ({"optimizer": {"type": "schedule_free_adamw", "lr": 1}}, "which does not fit DeepSpeed: the averaged weights"),
     ],
 )
 def test_what_does_not_fit_is_refused(sections: dict[str, Any], message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from ds_pretrain.curriculum import Plan, build_plan
 from ds_pretrain.schedules import LearningRateSchedule
 from ds_pretrain.schedules.curve import function_problems
 from ds_pretrain.schedules.cycles import OneCycle
+from ds_pretrain.schedules.warmup import WarmupShape
 
 TYPES = [kind for kind in get_args(ScheduleType) if kind != "custom"]
 # validation for plateau
@@ -71,6 +73,30 @@ def test_tokens_and_steps_are_one_clock_where_batches_do_not_change(kind: str) -
         made, plan = planned({"type": kind, "by": by, "warmup": {"steps": 7}}, [{"step": 0, "seq_len": 64}], 300)
         rates.append([row.lr for row in LearningRateSchedule(plan, made.schedule)])
     assert rates[0] == pytest.approx(rates[1], rel=1e-9, abs=1e-15)
+
+
+@pytest.mark.parametrize("shape", get_args(WarmupShape))
+@pytest.mark.parametrize("kind", TYPES)
+def test_rates_of_many_steps_at_once_are_those_of_each(kind: str, shape: str) -> None:
+    stages = [{"step": 0, "seq_len": 16}, {"step": 700, "seq_len": 64, "lr_multiplier": 0.3}]
+    made, plan = planned({"type": kind, "scope": "stage", "warmup": {"steps": 90, "shape": shape}}, stages, 2000)
+    schedule = LearningRateSchedule(plan, made.schedule)
+    each = [schedule.lr(step, plan.tokens_before(step)) for step in range(2000)]
+    assert schedule.rates(np.arange(2000)).tolist() == each
+    some = np.array([0, 89, 90, 699, 700, 701, 789, 790, 1999])
+    assert schedule.rates(some).tolist() == [each[step] for step in some]
+    assert schedule.rates(some[:0]).tolist() == []
+    assert [schedule.highest(stage) for stage in plan.stages] == [max(each[:700]), max(each[700:])]
+
+
+def test_a_function_of_ones_own_is_asked_for_many_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "of_numbers.py").write_text(
+        "def shape(progress): return 1.0 if progress < 0.5 else 0.5\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = {"type": "custom", "function": "of_numbers.shape", "min_lr_ratio": 0.0, "warmup": {"steps": 0}}
+    made, plan = planned(settings, [{"step": 0}], 10)
+    assert LearningRateSchedule(plan, made.schedule).rates(np.arange(10)).tolist() == [1.0] * 5 + [0.5] * 5
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ SHAPES: tuple[WarmupShape, ...] = ("linear", "cosine", "inverse", "constant")
 )
 def test_by_hand(shape: WarmupShape, expected: list[float]) -> None:
     assert [warmup_lr(shape, 0.0, 1.0, k, 4) for k in range(4)] == pytest.approx(expected, abs=1e-15)
+    assert np.asarray(warmup_lr(shape, 0.0, 1.0, np.arange(4), 4)) == pytest.approx(expected, abs=1e-15)
     down = [warmup_lr(shape, 3.0, 1.0, k, 4) for k in range(4)]
     assert down == pytest.approx([3.0 - 2.0 * share for share in expected], abs=1e-15)
 
