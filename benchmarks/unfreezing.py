@@ -1,6 +1,6 @@
 """What frozen layers save: optimizer memory and backward time, by the number of layers that are trained.
 
-    python benchmarks/unfreezing.py [--seq-len 256] [--rounds 5]
+    python benchmarks/unfreezing.py [--zero 1] [--seq-len 256] [--rounds 5]
 
 The quickstart's model on one rank. One run changes its trained layers again and again, as it does between stages, and
 takes some steps with each number in turn, so that whatever else the machine does falls on all alike.
@@ -20,6 +20,8 @@ from small_run import QUICKSTART, ROOT
 from ds_pretrain.config import load_recipe
 from ds_pretrain.curriculum import StagePlan, build_plan
 from ds_pretrain.engine.build import Engine
+from ds_pretrain.engine.carry import partitions
+from ds_pretrain.engine.deepspeed_json import stage_json
 from ds_pretrain.engine.ranks import device_precision, start_ranks
 from ds_pretrain.engine.stage import apply_stage, set_learning_rate
 from ds_pretrain.model.build import Vocabulary, build_model, model_config
@@ -47,7 +49,7 @@ def timed_step(engine: Engine, stage: StagePlan, ids: torch.Tensor) -> tuple[flo
 def optimizer_bytes(engine: Engine) -> int:
     """Master weights and optimizer state."""
     optimizer = engine.basic_optimizer
-    masters = [part for group in optimizer.param_groups for part in group["params"]]
+    masters = [part for index in range(len(optimizer.param_groups)) for part in partitions(engine, index)]
     states = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     return sum(part.numel() * part.element_size() for part in (*masters, *states))
 
@@ -55,6 +57,7 @@ def optimizer_bytes(engine: Engine) -> int:
 def main() -> None:
     """Measures and prints a table, a line for every number of trained layers."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--zero", type=int, choices=(1, 2, 3), default=1)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -64,14 +67,21 @@ def main() -> None:
         {"step": step, "seq_len": arguments.seq_len, "batch_size": 8, "micro_batch_size": 8, "trainable_layers": layers}
         for step, layers in enumerate(LAYERS * arguments.rounds)
     ]
-    overrides = [f"curriculum.total_steps={len(stages)}", "schedule.warmup={steps: 0}", f"curriculum.stages={stages}"]
+    overrides = [
+        f"curriculum.total_steps={len(stages)}",
+        "schedule.warmup={steps: 0}",
+        f"curriculum.stages={stages}",
+        f"deepspeed.zero_stage={arguments.zero}",
+    ]
     recipe = load_recipe([QUICKSTART], [text.replace("None", "null") for text in overrides])
     ranks = start_ranks(60.0)
     plan = build_plan(recipe)
     vocabulary = Vocabulary(4096)
-    model = build_model(recipe.model, model_config(recipe.model, vocabulary, recipe.data.max_seq_len))
-    module = CausalLmLoss(model, recipe.model.max_logits_bytes)
-    layers = TrainedLayers(recipe, plan, device_precision(recipe.precision), module, ranks)
+    precision = device_precision(recipe.precision)
+    config = model_config(recipe.model, vocabulary, recipe.data.max_seq_len)
+    partitioned = stage_json(recipe, plan.stages[0], precision) if arguments.zero == 3 else None
+    module = CausalLmLoss(build_model(recipe.model, config, zero3_config=partitioned), recipe.model.max_logits_bytes)
+    layers = TrainedLayers(recipe, plan, precision, module, ranks)
     engine = layers.build(plan.stages[0])
     ids = torch.randint(0, vocabulary.size, (8, arguments.seq_len))
     seconds: dict[int | None, list[tuple[float, float, float]]] = defaultdict(list)
@@ -85,9 +95,8 @@ def main() -> None:
         seconds[stage.trainable_layers] += found[WARM_STEPS:]
         memory[stage.trainable_layers] = optimizer_bytes(engine)
     whole = [statistics.median(values) for values in zip(*seconds[None], strict=True)]
-    print(
-        f"8 x {arguments.seq_len} tokens a step; a change of layers took {statistics.median(changes[1:]) * 1e3:.0f} ms"
-    )
+    change = statistics.median(changes[1:]) * 1e3
+    print(f"ZeRO {arguments.zero}, 8 x {arguments.seq_len} tokens a step; a change of layers took {change:.0f} ms")
     print("trained layers  optimizer MB  of all  forward  backward  update  step (of all)")
     for number in LAYERS:
         medians = [statistics.median(values) for values in zip(*seconds[number], strict=True)]

@@ -50,8 +50,12 @@ def rates(settings: dict[str, Any]) -> list[float]:
     return [row.lr for row in LearningRateSchedule(build_plan(recipe), recipe.schedule)]
 
 
-def main() -> None:
-    """Draws one panel a type."""
+def main(path: Path) -> None:
+    """Draws one panel a type.
+
+    Args:
+        path: where to, as PNG.
+    """
     figure = Figure(figsize=(12, 8), dpi=100, layout="constrained")
     for axes, (name, settings) in zip(figure.subplots(4, 4, sharex=True).flat, TYPES.items(), strict=True):
         found = rates({"type": name.split(",")[0], **settings})
@@ -60,9 +64,9 @@ def main() -> None:
         axes.set_ylim(0, 1.08 * max(found))
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("step")
-    figure.supylabel("learning rate, peak 1")
-    figure.savefig(Path(__file__).with_name("schedules.png"))
+    figure.supylabel("learning rate at optimizer.lr 1")
+    figure.savefig(path)
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(__file__).with_name("schedules.png"))
