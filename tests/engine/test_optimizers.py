@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from optimizer_subjects import EVERY_CASE, LENGTH, ROWS, Subject, rows, steps_of_both, tolerance
+from optimizer_subjects import EVERY_CASE, LENGTH, ROWS, Subject, may_differ, rows, steps_of_both
 from support import recipe
 
 from ds_pretrain.engine.carry import partitions
@@ -42,9 +42,9 @@ def test_decoupled_decay_and_l2_by_hand(ranks: Ranks, zero: int) -> None:
 
 @pytest.mark.parametrize(("kind", "zero"), EVERY_CASE)
 def test_three_steps_equal_those_of_the_library(ranks: Ranks, kind: str, zero: int) -> None:
-    distances = steps_of_both(kind, zero, ranks)
-    assert len(distances) == 20
-    assert max(distances.values()) <= tolerance(kind), distances
+    far = steps_of_both(kind, zero, ranks)
+    assert len(far) == 20
+    assert sum(far.values()) <= may_differ(kind), far
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
