@@ -373,7 +373,7 @@ def test_groups_say_where_they_are_frozen(run: Run, recipe_file: RecipeFile) -> 
     ]
     assert "embeddings (x 0.125, from stage 1)" in Path("plan.svg").read_text(encoding="utf-8")
     # one group of two ages, where nothing tells layers apart
-    document = json.loads(run("plan", path, "param_groups=null", "--groups", "--json").out)
+    document = json.loads(run("plan", path, "param_groups={kind: none, decay: 0.95}", "--groups", "--json").out)
     assert {row["name"]: row["trained_since"] for row in document["groups"]} == {
         "decay": [[0], [0, 1]],
         "no_decay": [[0], [0, 1]],
