@@ -16,9 +16,11 @@ import typer
 from rich.console import Console
 
 from ds_pretrain.arguments import ConfigOption, RecipeArguments, split_arguments
+from ds_pretrain.cli_data import data_app, prepare
 from ds_pretrain.config import Recipe, load_recipe
 from ds_pretrain.curriculum import Plan, build_plan
 from ds_pretrain.data.positions import known_positions, planning_problems, source_problems
+from ds_pretrain.data.vocabulary import vocabulary_problems
 from ds_pretrain.engine.deepspeed_json import Precision, extra_problems
 from ds_pretrain.engine.plan_files import plan_document, write_plan_files
 from ds_pretrain.errors import Problem, UserError
@@ -36,6 +38,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(prepare)
+app.add_typer(data_app, name="data")
 
 
 @app.command()
@@ -87,39 +91,6 @@ def plan(
 
 
 @app.command()
-def prepare(
-    sources: Annotated[list[str], typer.Option("--input", help="File, folder or python-stdlib; may be repeated.")],
-    output: Annotated[Path, typer.Option(help="Prefix of the .bin/.idx pair.")],
-    tokenizer: Annotated[str, typer.Option(help="A transformers tokenizer, or train:VOCAB_SIZE.")],
-    validation: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of documents held out.")] = 0.0,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores unless given.")] = None,
-    text_field: Annotated[str, typer.Option(help="Field of JSON lines that holds the text.")] = "text",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier prepare wrote.")] = False,
-) -> None:
-    """Turn text into token files."""
-    from ds_pretrain.data.prepare import prepare as prepare_corpus
-    from ds_pretrain.observe.prepare_progress import prepare_progress
-
-    with prepare_progress() as progress:
-        report = prepare_corpus(
-            sources,
-            output,
-            tokenizer=tokenizer,
-            validation=validation,
-            workers=workers,
-            text_field=text_field,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    for prefix, manifest in ((report.train_prefix, report.train), (report.validation_prefix, report.validation)):
-        if manifest is not None:
-            print(f"{prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens")
-    print(f"tokenizer: {report.tokenizer}")
-    if report.skipped.empty or report.skipped.undecodable:
-        print(f"left out: {report.skipped.empty} empty and {report.skipped.undecodable} unreadable documents")
-
-
-@app.command()
 def launch(arguments: RecipeArguments = [], config: ConfigOption = []) -> None:
     """Check and plan a recipe, start deepspeed (its flags go behind --), and look after its processes."""
     from ds_pretrain.launcher import launch_run, world_size
@@ -129,7 +100,9 @@ def launch(arguments: RecipeArguments = [], config: ConfigOption = []) -> None:
     files, overrides = split_arguments(arguments[: len(arguments) - len(flags)])
     files = [*config, *files]
     ranks = world_size(flags)
-    recipe = load_recipe(files, overrides, [partial(_plannable, world_size=ranks, unprepared=True), source_problems])
+    recipe = load_recipe(
+        files, overrides, [partial(_plannable, world_size=ranks, unprepared=True), source_problems, vocabulary_problems]
+    )
     resolved = build_plan(recipe, ranks, known_positions(recipe) or recipe.data.max_seq_len)
     if recipe.divides_parameters:
         from ds_pretrain.train.planned_groups import planned_groups

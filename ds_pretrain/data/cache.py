@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_pretrain.data.manifest import manifest_path, open_corpus
-from ds_pretrain.data.prepare import Progress, prepare, staging_folder
-from ds_pretrain.data.sources import SourceFile, list_files
+from ds_pretrain.data.prepare import Progress, prepare
+from ds_pretrain.data.publish import staging_folder
+from ds_pretrain.data.sources import list_files, source_file, sources_digest
 from ds_pretrain.errors import DataError
 
 _CACHE_VERSION = 1  # raise it when the same text would give other tokens
@@ -60,7 +61,7 @@ def prepare_cached(
     files = list_files([text])
     if tokenizer_path is not None and Path(tokenizer_path).is_dir():
         tokenizer = str(Path(tokenizer_path).resolve())
-        files += tuple(SourceFile(path, path.stat().st_size) for path in sorted(Path(tokenizer).glob("*.json")))
+        files += tuple(map(source_file, sorted(Path(tokenizer).glob("*.json"))))
     settings = {
         "version": _CACHE_VERSION,
         "python": platform.python_version(),
@@ -69,7 +70,7 @@ def prepare_cached(
         "tokenizer": tokenizer,
         "min_frequency": min_frequency,
         "validation_fraction": validation_fraction,
-        "files": [(str(file.path.resolve()), file.size, file.path.stat().st_mtime_ns) for file in files],
+        "files": sources_digest(files),
     }
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:20]
     entry = cache_dir / key

@@ -12,11 +12,10 @@ the bytes per token that the ``.bin`` and the lengths imply settle which of the 
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 import uuid
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,9 +43,8 @@ _READ_TYPES: dict[int, tuple[str, ...]] = {
     8: ("uint16", "uint64"),
 }
 _WRITE_CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint16": 8}
-_MAX_LENGTH = 2**31 - 1
+MAX_DOCUMENT_TOKENS = 2**31 - 1
 _INDEX_BLOCK = 1 << 20  # documents turned into index entries at once: bounds the memory of a commit
-_COPY_BYTES = 16 << 20
 _UINT16_BELOW = 65_500  # Megatron's rule
 
 
@@ -132,8 +130,10 @@ class TokenFile:
             return self.sequence_lengths
         ends = np.concatenate(([0], np.cumsum(self.sequence_lengths, dtype=np.int64)))
         lengths = np.diff(ends[self.document_bounds])
-        if lengths.max(initial=0) > _MAX_LENGTH:
-            raise DataError(f"{idx_path(self.prefix)}: a document of more than {_MAX_LENGTH:,} tokens; split it")
+        if lengths.max(initial=0) > MAX_DOCUMENT_TOKENS:
+            raise DataError(
+                f"{idx_path(self.prefix)}: a document of more than {MAX_DOCUMENT_TOKENS:,} tokens; split it"
+            )
         return lengths.astype(np.int32)
 
 
@@ -195,8 +195,32 @@ def _settle_dtype(prefix: Path, code: int, lengths: NDArray[np.int32], pointers:
     )
 
 
+def write_index(path: Path, dtype: np.dtype[Any], lengths: NDArray[np.int32]) -> None:
+    """Write the ``.idx`` of a ``.bin`` of which each sequence is a document. Memory: a block, whatever the corpus.
+
+    Args:
+        path: file to write.
+        dtype: type of the token ids, one that Megatron has a code for.
+        lengths: tokens of each document, which may be mapped from a file; shape [documents].
+    """
+    count = len(lengths)
+    with path.open("wb") as file:
+        file.write(_HEADER.pack(_MAGIC, 1, _WRITE_CODES[dtype.name], count, count + 1))
+        for start in range(0, count, _INDEX_BLOCK):
+            file.write(lengths[start : start + _INDEX_BLOCK].astype("<i4").tobytes())
+        position = 0
+        for start in range(0, count, _INDEX_BLOCK):
+            ends = position + np.cumsum(lengths[start : start + _INDEX_BLOCK], dtype=np.int64) * dtype.itemsize
+            file.write(np.concatenate(([position], ends[:-1])).astype("<i8").tobytes())
+            position = int(ends[-1])
+        for start in range(0, count + 1, _INDEX_BLOCK):
+            file.write(np.arange(start, min(start + _INDEX_BLOCK, count + 1), dtype="<i8").tobytes())
+
+
 class TokenFileWriter:
-    """Writes one corpus; both files appear under their names at the end of the ``with`` block, or neither does.
+    """Writes one corpus of token ids that are at hand; ``prepare`` makes one of text.
+
+    Both files appear under their names at the end of the ``with`` block, or neither does.
 
     Memory: 4 bytes a document.
 
@@ -253,26 +277,14 @@ class TokenFileWriter:
 
     def end_document(self) -> None:
         """Close the document at hand."""
-        if self._open_length > _MAX_LENGTH:
+        if self._open_length > MAX_DOCUMENT_TOKENS:
             raise DataError(
                 f"{bin_path(self.prefix)}: document {self.num_documents} has {self._open_length:,} tokens; allowed: "
-                f"up to {_MAX_LENGTH:,}; split it"
+                f"up to {MAX_DOCUMENT_TOKENS:,}; split it"
             )
         self._lengths.append(self._open_length)
         self.num_tokens += self._open_length
         self._open_length = 0
-
-    def extend(self, source: TokenFile) -> None:
-        """Write every document of another corpus of the same dtype, as a streaming copy."""
-        if source.dtype != self.dtype:
-            raise DataError(
-                f"{bin_path(source.prefix)}: found {source.dtype.name} token ids, but {bin_path(self.prefix)} holds "
-                f"{self.dtype.name}; prepare them with one tokenizer"
-            )
-        with bin_path(source.prefix).open("rb") as file:
-            self._write(lambda: shutil.copyfileobj(file, self._file, _COPY_BYTES))
-        self._lengths.frombytes(np.ascontiguousarray(source.document_lengths, dtype="i").view(np.uint8).data)
-        self.num_tokens += source.num_tokens
 
     def __exit__(
         self,
@@ -292,9 +304,7 @@ class TokenFileWriter:
 
     def _commit(self) -> None:
         self._file.close()
-        with self._partial_index.open("wb") as file:
-            for block in self._index_blocks():
-                file.write(block)
+        write_index(self._partial_index, self.dtype, np.array(self._lengths, dtype="<i4"))
         sync_path(self._partial)
         sync_path(self._partial_index)
         # A .bin without .idx is no corpus: whatever moment a crash picks, old and new halves never stand together.
@@ -302,19 +312,6 @@ class TokenFileWriter:
         os.replace(self._partial, bin_path(self.prefix))
         os.replace(self._partial_index, idx_path(self.prefix))
         sync_path(self.prefix.parent)
-
-    def _index_blocks(self) -> Iterator[bytes]:
-        lengths = np.frombuffer(self._lengths, dtype="i4") if self._lengths else np.empty(0, dtype="i4")
-        count = len(lengths)
-        yield _HEADER.pack(_MAGIC, 1, _WRITE_CODES[self.dtype.name], count, count + 1)
-        yield lengths.astype("<i4").tobytes()
-        position = 0
-        for start in range(0, count, _INDEX_BLOCK):
-            ends = position + np.cumsum(lengths[start : start + _INDEX_BLOCK], dtype=np.int64) * self.dtype.itemsize
-            yield np.concatenate(([position], ends[:-1])).astype("<i8").tobytes()
-            position = int(ends[-1])
-        for start in range(0, count + 1, _INDEX_BLOCK):
-            yield np.arange(start, min(start + _INDEX_BLOCK, count + 1), dtype="<i8").tobytes()
 
     def _write(self, action: Callable[[], Any]) -> Any:
         """Run ``action``, naming the file where the disk refuses (it is full, or may not be written)."""
@@ -325,23 +322,3 @@ class TokenFileWriter:
                 f"{bin_path(self.prefix)}: cannot be written: {error.strerror or error}; free space or choose another "
                 "output"
             ) from error
-
-
-def merge(prefixes: Sequence[Path], output: Path) -> None:
-    """Concatenate corpora of one dtype, in the order given, into one.
-
-    Args:
-        prefixes: at least one corpus, each a path without ``.bin`` and ``.idx``.
-        output: prefix of the corpus to write; it may not be one of ``prefixes``.
-
-    Raises:
-        DataError: a corpus cannot be read, or their dtypes differ.
-    """
-    sources = [TokenFile.open(prefix) for prefix in prefixes]
-    if not sources:
-        raise DataError(f"{output}: nothing to merge; give at least one corpus")
-    if output.resolve() in {prefix.resolve() for prefix in prefixes}:
-        raise DataError(f"{output}: is also one of the corpora to merge; choose another output")
-    with TokenFileWriter(output, sources[0].dtype) as writer:
-        for source in sources:
-            writer.extend(source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +44,10 @@ class Manifest(BaseModel):
     """Entries of the tokenizer: every token id is smaller."""
     eos_id: int = Field(ge=0)
     """Token that ends every document."""
+    selection: dict[str, float | int | str | bool | None] = {}
+    """What was taken of the sources: the text field, the share held out, filters."""
+    left_out: dict[str, int] = {}
+    """Documents of the sources that were left out of both splits, by reason."""
     ds_pretrain_version: str = __version__
     """Version of this package that wrote the corpus."""
 
@@ -70,7 +74,16 @@ def tokenizer_reference(tokenizer: str, folder: Path) -> str:
         return str(path.resolve())
 
 
-def describe(prefix: Path, *, sources: Sequence[str], tokenizer: str, vocab_size: int, eos_id: int) -> Manifest:
+def describe(
+    prefix: Path,
+    *,
+    sources: Sequence[str],
+    tokenizer: str,
+    vocab_size: int,
+    eos_id: int,
+    selection: Mapping[str, float | int | str | bool | None] = {},
+    left_out: Mapping[str, int] = {},
+) -> Manifest:
     """The manifest of the corpus at ``prefix``, its checksums computed from the files.
 
     Args:
@@ -79,6 +92,8 @@ def describe(prefix: Path, *, sources: Sequence[str], tokenizer: str, vocab_size
         tokenizer: from ``tokenizer_reference``.
         vocab_size: entries of the tokenizer.
         eos_id: token that ends every document.
+        selection: what was taken of the sources.
+        left_out: documents left out, by reason.
     """
     corpus = TokenFile.open(prefix)
     return Manifest(
@@ -91,6 +106,8 @@ def describe(prefix: Path, *, sources: Sequence[str], tokenizer: str, vocab_size
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         eos_id=eos_id,
+        selection=dict(selection),
+        left_out=dict(left_out),
     )
 
 
@@ -177,10 +194,19 @@ def open_corpus(prefix: Path) -> tuple[TokenFile, Manifest | None]:
         DataError: the files are missing or damaged, or differ from the manifest.
     """
     corpus = TokenFile.open(prefix)
-    manifest = read_manifest(prefix)
+    return corpus, manifest_of(corpus)
+
+
+def manifest_of(corpus: TokenFile) -> Manifest | None:
+    """The manifest of an open corpus, checked against it; None where it has none.
+
+    Raises:
+        DataError: they differ.
+    """
+    manifest = read_manifest(corpus.prefix)
     if manifest is not None:
         verify(corpus, manifest)
-    return corpus, manifest
+    return manifest
 
 
 def _sha256(path: Path) -> str:

@@ -1,51 +1,48 @@
-"""From text to a corpus: read, split, tokenize, write, describe.
+"""From text to a corpus: read, choose, tokenize, write, describe.
 
-Documents keep their order whatever the number of workers, and a document's split depends on its own text alone. All
-files are made in a hidden folder beside the output and moved to their names at the end.
+Documents keep their order whatever the number of workers and shards, and a document's split depends on its own text
+alone. Work under way stands in ``<output>.partial/``, a folder a shard; ``publish`` makes the corpus of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
-import uuid
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
-import numpy as np
-from numpy.typing import NDArray
+from filelock import FileLock, Timeout
+from typing_extensions import Required, Unpack
 
-from ds_pretrain.data.indexed import TokenFileWriter, bin_path, idx_path, sync_path, token_dtype
-from ds_pretrain.data.manifest import (
-    Manifest,
-    describe,
-    manifest_path,
-    open_corpus,
-    tokenizer_reference,
-    write_manifest,
+from ds_pretrain.data.documents import TRAIN, Chosen, LeftOut, Place, Selection, choose_documents
+from ds_pretrain.data.duplicates import DigestSet
+from ds_pretrain.data.encoding import PIECE_CHARACTERS, Encoder, TextBatch, cut, encode_in_order, worker_pool
+from ds_pretrain.data.indexed import token_dtype
+from ds_pretrain.data.manifest import tokenizer_reference
+from ds_pretrain.data.publish import PrepareReport, partial_folder, publish, refuse_existing, require_documents
+from ds_pretrain.data.shard import (
+    SPLITS,
+    Commit,
+    Job,
+    ShardWriter,
+    discard_unused,
+    load_column,
+    shard_folder,
+    start_shard,
+    write_whole,
 )
-from ds_pretrain.data.sources import Document, SkipCounts, SourceFile, list_files, read_documents
-from ds_pretrain.data.tokenizer import (
-    PIECE_CHARACTERS,
-    Encoder,
-    TextBatch,
-    cut,
-    encode_in_order,
-    end_of_document_id,
-    load_tokenizer,
-    save_tokenizer,
-    train_bpe,
-    worker_pool,
-)
+from ds_pretrain.data.sources import SourceFile, list_files, prefix_digests, shard_of, sources_digest
+from ds_pretrain.data.tokenizer import end_of_document_id, load_tokenizer, save_tokenizer
+from ds_pretrain.data.train_tokenizer import TokenizerTraining, parse_training, train_tokenizer
 from ds_pretrain.errors import DataError, UserError
 
-_TRAIN, _VALIDATION = 0, 1
+_COMMIT_SECONDS = 10.0
 
 
 class PrepareProgress(NamedTuple):
@@ -60,222 +57,275 @@ class PrepareProgress(NamedTuple):
 Progress = Callable[[PrepareProgress], None]
 
 
-@dataclass(frozen=True)
-class PrepareReport:
-    """What a preparation made.
-
-    Args:
-        train_prefix: the training corpus, without ``.bin`` and ``.idx``.
-        train: its manifest.
-        validation_prefix: the validation corpus, or None where none was asked for.
-        validation: its manifest.
-        tokenizer: what ``load_tokenizer`` takes.
-        skipped: what was left out.
-    """
-
-    train_prefix: Path
-    train: Manifest
-    validation_prefix: Path | None
-    validation: Manifest | None
-    tokenizer: str
-    skipped: SkipCounts = field(default_factory=SkipCounts)
-
-
 def default_workers() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def prepare(
-    inputs: Sequence[str],
-    output: Path,
-    *,
-    tokenizer: str,
-    validation: float = 0.0,
-    workers: int | None = None,
-    text_field: str = "text",
-    min_frequency: int = 2,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> PrepareReport:
+class Options(TypedDict, total=False):
+    """How to prepare a corpus; all but ``tokenizer`` may be left out."""
+
+    tokenizer: Required[str]
+    """A folder, a hub name, or ``train:N`` or ``train:N:unigram`` to train one on the training split."""
+    validation: float
+    """Share of the documents to hold out, chosen by a hash of their text; at least 0 and below 1."""
+    workers: int | None
+    """Processes that encode, and threads that train the tokenizer; the cores of this process unless given."""
+    text_field: str
+    """Key, column or field of a record that holds its text; ``text`` unless given."""
+    split: str | None
+    """Split of a data set."""
+    subset: str | None
+    """Configuration of a data set."""
+    streaming: bool
+    """Read a data set as it arrives."""
+    deduplicate: bool
+    """Take only the first of documents with one and the same text."""
+    min_characters: int
+    """Leave out documents that are shorter."""
+    max_characters: int | None
+    """Leave out documents that are longer."""
+    min_frequency: int
+    """For ``train:N``, how often a pair must stand in the text to be merged; 2 unless given."""
+    overwrite: bool
+    """Replace an output that exists."""
+    progress: Progress | None
+    """Called after every batch written."""
+
+
+def prepare(inputs: Sequence[str], output: Path, **options: Unpack[Options]) -> PrepareReport:
     """Make ``<output>.bin``, ``.idx`` and ``.manifest.json`` (and ``<output>-val…``, ``<output>-tokenizer/``) of text.
 
-    Memory: the largest document (at most 1 GiB), about 100 MB a worker, and 4 bytes a document.
+    Started again after a kill or an error, it goes on where it was. Memory as ``prepare_shard``.
 
     Args:
-        inputs: files, folders, glob patterns or ``python-stdlib``, as ``list_files`` takes them.
+        inputs: what to read, as ``list_files`` takes it.
         output: prefix of the corpus to write; folders are made.
-        tokenizer: a folder, a hub name, or ``train:N`` to train byte-level BPE of N entries on the training split.
-        validation: share of the documents to hold out, chosen by a hash of their text; at least 0 and below 1.
-        workers: processes that encode, and threads that train the tokenizer; the cores of this process unless given.
-        text_field: the key of a JSONL line that holds its text.
-        min_frequency: for ``train:N``, how often a pair must stand in the text to be merged.
-        overwrite: replace an output that exists.
-        progress: called after every batch written.
+        options: see ``Options``.
 
     Raises:
         UserError: an argument that is not allowed.
         DataError: an input that cannot be read, an output that exists, a split without documents, a full disk.
     """
-    workers = default_workers() if workers is None else workers
+    commit = prepare_shard(inputs, output, (0, 1), **options)
+    validation = options.get("validation", 0.0)
+    try:
+        require_documents(commit.documents[: 2 if validation else 1], validation)
+    except DataError:
+        shutil.rmtree(partial_folder(output), ignore_errors=True)
+        raise
+    return publish(output, overwrite=options.get("overwrite", False))
+
+
+def prepare_shard(inputs: Sequence[str], output: Path, shard: tuple[int, int], **options: Unpack[Options]) -> Commit:
+    """Do one shard of a preparation; ``publish`` makes the corpus once all are done.
+
+    The first shard to come trains the tokenizer, where one is to be trained, for all shards on the text of all.
+
+    Memory, whatever the corpus: about 100 MB and, for text under way, 10 MB a worker; a record of JSONL, CSV, Parquet
+    or a data set (at most 64 MiB) a few times over; while a tokenizer is trained, about 1.5 GB for 256 MiB of sampled
+    text; with ``deduplicate`` 11 to 23 bytes a document, half as much again for moments.
+
+    Args:
+        inputs: what to read, as ``list_files`` takes it.
+        output: prefix of the corpus to write; folders are made.
+        shard: index and number of shards.
+        options: see ``Options``.
+
+    Returns:
+        what the shard holds.
+
+    Raises:
+        UserError: as ``prepare``.
+    """
+    tokenizer, progress = options["tokenizer"], options.get("progress")
+    asked = options.get("workers")
+    workers = default_workers() if asked is None else asked
     if workers < 1:
         raise UserError(f"workers: found {workers}; allowed: 1 and more")
-    if not 0.0 <= validation < 1.0:
-        raise UserError(f"validation: found {validation}; allowed: a share of the documents from 0 to below 1")
-    train_size = _train_size(tokenizer)
-    names = [output.name, *([f"{output.name}-val"] if validation else [])]
-    prefixes = [output.with_name(name) for name in names]
-    trained = output.with_name(f"{output.name}-tokenizer")
-    if not overwrite:
-        _refuse_existing(prefixes, trained if train_size else None)
-    files = list_files(inputs)
-    bytes_total = sum(file.size for file in files)
-    skipped = SkipCounts()
-    with staging_folder(output) as staging:
-        if train_size:
-            if progress:
-                progress(PrepareProgress("tokenizer", 0, bytes_total, 0))
-            trained_json = _train_in_worker(
-                workers, files, text_field, validation, train_size, min_frequency, bytes_total
-            )
-            save_tokenizer(trained_json, staging / trained.name)
-            tokenizer = str(staging / trained.name)
-        loaded = load_tokenizer(tokenizer)
-        eos_id, vocab_size = end_of_document_id(loaded), len(loaded)
-        encoder_path = staging / "encoder.json"
-        encoder_path.write_text(loaded.backend_tokenizer.to_str(), encoding="utf-8")
-        encoder = Encoder(str(encoder_path), eos_id, token_dtype(vocab_size).name)
-        with ExitStack() as stack:
-            writers = [stack.enter_context(TokenFileWriter(staging / name, encoder.dtype)) for name in names]
-            documents = read_documents(files, text_field=text_field, skipped=skipped)
-            results = stack.enter_context(closing(encode_in_order(_batches(documents, validation), encoder, workers)))
-            bytes_done = 0
-            for batch, tokens, lengths in results:
-                _write_batch(writers[batch.tag], tokens, lengths, batch.last)
-                bytes_done += batch.source_bytes
-                if progress:
-                    written = sum(writer.num_tokens for writer in writers)
-                    progress(PrepareProgress("encode", bytes_done, bytes_total, written))
-            _require_documents(writers, validation)
-        reference = f"./{trained.name}" if train_size else tokenizer_reference(tokenizer, output.parent)
-        for name in names:
-            write_manifest(
-                staging / name,
-                describe(staging / name, sources=inputs, tokenizer=reference, vocab_size=vocab_size, eos_id=eos_id),
-            )
-        _publish(staging, prefixes, trained if train_size else None)
-    manifests = [open_corpus(prefix)[1] for prefix in prefixes]
-    assert manifests[0] is not None
-    return PrepareReport(
-        train_prefix=prefixes[0],
-        train=manifests[0],
-        validation_prefix=prefixes[1] if validation else None,
-        validation=manifests[1] if validation else None,
-        tokenizer=manifests[0].tokenizer_path(output),
-        skipped=skipped,
+    selection = Selection(
+        text_field=options.get("text_field", "text"),
+        validation=options.get("validation", 0.0),
+        deduplicate=options.get("deduplicate", False),
+        min_characters=options.get("min_characters", 1),
+        max_characters=options.get("max_characters"),
     )
+    training = parse_training(tokenizer, options.get("min_frequency", 2))
+    refuse_existing(output, selection.validation > 0, training is not None, options.get("overwrite", False))
+    every = list_files(
+        inputs, split=options.get("split"), subset=options.get("subset"), streaming=options.get("streaming", False)
+    )
+    partial = partial_folder(output)
+    folder = shard_folder(partial, *shard)
+    with _shard_lock(folder, alone=shard[1] == 1):
+        trained = None
+        if training is not None:
+            if progress:
+                progress(PrepareProgress("tokenizer", 0, sum(file.size for file in every), 0))
+            trained = _trained_tokenizer(partial, every, selection, training, workers)
+        job, backend = _job(inputs, output, selection, tokenizer, trained, shard[1])
+        files = shard_of(every, *shard)
+        digests, whole = prefix_digests(files), sources_digest(every)
+        commit = start_shard(folder, job, digests)
+        if commit.done == whole:
+            return commit
+        encoder_path = folder / "encoder.json"
+        write_whole(encoder_path, backend)
+        encoder = Encoder(str(encoder_path), job.eos_id, job.dtype)
+        with ShardWriter(folder, job, commit, selection.deduplicate) as writer:
+            left_out = _encode(files, digests, selection, encoder, writer, workers, progress)
+            place = Place(len(files), 0, sum(file.end - file.start for file in files))
+            writer.commit(place, digests[-1], left_out, whole)
+        return writer.last
 
 
-def _train_size(tokenizer: str) -> int | None:
-    """Entries of the tokenizer that ``train:N`` asks for; None for any other tokenizer."""
-    if not tokenizer.startswith("train"):
-        return None
-    match = re.fullmatch(r"train:(\d+)", tokenizer)
-    if match:
-        return int(match[1])
-    if tokenizer.startswith("train:") or tokenizer == "train":
-        raise UserError(f"tokenizer: found {tokenizer!r}; allowed: train:N with N entries, as train:8192")
-    return None
+def _job(
+    inputs: Sequence[str], output: Path, selection: Selection, tokenizer: str, trained: Path | None, shards: int
+) -> tuple[Job, bytes]:
+    """What all shards have in common, and the JSON of the ``tokenizers`` tokenizer."""
+    loaded = load_tokenizer(str(trained or tokenizer))
+    backend = loaded.backend_tokenizer.to_str().encode()
+    job = Job(
+        inputs=list(inputs),
+        selection=asdict(selection),
+        tokenizer=f"./{output.name}-tokenizer" if trained else tokenizer_reference(tokenizer, output.parent),
+        trained_tokenizer=trained.name if trained else None,
+        tokenizer_digest=hashlib.sha256(backend).hexdigest(),
+        vocab_size=len(loaded),
+        eos_id=end_of_document_id(loaded),
+        dtype=token_dtype(len(loaded)).name,
+        shards=shards,
+    )
+    return job, backend
 
 
-def _in_validation(text: str, share: float) -> bool:
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+@dataclass
+class _Documents:
+    """What a batch holds: split and digest of each document, and how far the reading is with the last one."""
+
+    splits: list[int] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
+    place: Place = Place()
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
-def _train(
-    files: Sequence[SourceFile], text_field: str, validation: float, size: int, min_frequency: int, bytes_total: int
-) -> str:
-    texts = (document.text for document in read_documents(files, text_field=text_field))
-    training = (text for text in texts if not _in_validation(text, validation))
-    return train_bpe(training, size, min_frequency=min_frequency, total_bytes=bytes_total)
+def _encode(
+    files: Sequence[SourceFile],
+    digests: Sequence[str],
+    selection: Selection,
+    encoder: Encoder,
+    writer: ShardWriter,
+    workers: int,
+    progress: Progress | None,
+) -> LeftOut:
+    """Read, encode and write everything that the shard does not hold yet; tells what was left out in all."""
+    total = sum(file.end - file.start for file in files)
+    left_out = replace(writer.last.left_out)
+    seen = DigestSet(_digests(writer.folder)) if selection.deduplicate else None
+    chosen = choose_documents(files, selection, left_out=left_out, seen=seen, start=writer.last.place)
+    batches = _batches(chosen, left_out)
+    committed = time.monotonic()
+    with closing(encode_in_order(batches, encoder, workers)) as results:
+        for batch, tokens, lengths in results:
+            documents, start, ended = batch.tag, 0, 0
+            for length, last in zip(lengths, batch.last, strict=True):
+                split = documents.splits[ended]
+                writer.write(split, tokens[start : start + length])
+                start += length
+                if last:
+                    writer.end_document(split, documents.digests[ended], str(files[documents.place.source].path))
+                    ended += 1
+            if batch.last[-1] and time.monotonic() - committed >= _COMMIT_SECONDS:
+                place = documents.place
+                writer.commit(place, digests[place.source], documents.left_out)
+                committed = time.monotonic()
+            if progress:
+                progress(PrepareProgress("encode", documents.place.bytes_done, total, sum(writer.tokens)))
+    return left_out
 
 
-def _train_in_worker(workers: int, *arguments: Any) -> str:
-    """``_train`` in a process of its own: only there can the number of its threads still be chosen."""
-    with worker_pool(1, threads=workers) as pool:
-        try:
-            return pool.submit(_train, *arguments).result()
-        except BrokenProcessPool as error:
-            raise DataError("tokenizer: the process that trained it died, most often for lack of memory") from error
+def _batches(chosen: Iterator[Chosen], left_out: LeftOut) -> Iterator[TextBatch[_Documents]]:
+    """Batches of about ``PIECE_CHARACTERS``, in the order of the documents."""
+    batch = TextBatch(_Documents())
+    for document in chosen:
+        counted = replace(left_out)
+        for piece, last in cut(document.text, PIECE_CHARACTERS):
+            if not batch.last or batch.last[-1]:
+                batch.tag.splits.append(document.split)
+                batch.tag.digests.append(document.digest)
+            batch.add(piece, last=last)
+            batch.tag.place, batch.tag.left_out = document.place, counted
+            if batch.characters >= PIECE_CHARACTERS:
+                yield batch
+                batch = TextBatch(_Documents())
+    if batch.pieces:
+        yield batch
 
 
-def _batches(documents: Iterator[Document], validation: float) -> Iterator[TextBatch]:
-    """Batches of about ``PIECE_CHARACTERS``, each of one split, each split in the order of the documents."""
-    batches = {split: TextBatch(split) for split in (_TRAIN, _VALIDATION)}
-    for document in documents:
-        split = _VALIDATION if _in_validation(document.text, validation) else _TRAIN
-        for piece, last in cut(document.text):
-            batches[split].add(piece, last=last, source_bytes=document.source_bytes if last else 0)
-            if batches[split].characters >= PIECE_CHARACTERS:
-                yield batches[split]
-                batches[split] = TextBatch(split)
-    yield from (batch for batch in batches.values() if batch.pieces)
-
-
-def _write_batch(
-    writer: TokenFileWriter, tokens: NDArray[np.integer[Any]], lengths: Sequence[int], last: Sequence[bool]
-) -> None:
-    start = 0
-    for length, ends in zip(lengths, last, strict=True):
-        writer.write(tokens[start : start + length])
-        start += length
-        if ends:
-            writer.end_document()
-
-
-def _require_documents(writers: Sequence[TokenFileWriter], validation: float) -> None:
-    counts = [writer.num_documents for writer in writers]
-    if sum(counts) == 0:
-        raise DataError("the input holds no documents, or nothing but whitespace; give files with text")
-    for split, count in zip(("training", "validation"), counts, strict=False):
-        if count == 0:
-            raise DataError(
-                f"validation: a share of {validation:g} of {sum(counts)} documents leaves the {split} corpus without "
-                "any; give more documents (a document is a file, or a line of JSONL), another share, or 0"
-            )
-
-
-def _refuse_existing(prefixes: Sequence[Path], trained: Path | None) -> None:
-    files = [file(prefix) for prefix in prefixes for file in (bin_path, idx_path, manifest_path)]
-    for path in [*files, *([trained] if trained else [])]:
-        if path.exists():
-            raise DataError(f"{path}: exists already; choose another output, or replace it (--overwrite)")
+def _digests(folder: Path) -> Iterator[int]:
+    for split in range(len(SPLITS)):
+        for digest in load_column(folder, split, "digests", "<u8"):
+            yield int(digest)
 
 
 @contextmanager
-def staging_folder(output: Path) -> Iterator[Path]:
-    """A hidden folder beside ``output``, gone at the end whatever happens."""
-    folder = output.with_name(f".{output.name}.{uuid.uuid4().hex}.partial")
+def _shard_lock(folder: Path, alone: bool) -> Iterator[None]:
+    """Only one process works on a shard. At the end a folder in which nothing is safe goes away."""
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
-        folder.mkdir(parents=True)
-        yield folder
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(f"{folder}: another process is at work on it; wait for it, or choose another output") from None
     except OSError as error:
         raise DataError(
-            f"{output}: cannot be written: {error.strerror or error}; free space or choose another"
+            f"{folder}: cannot be written: {error.strerror or error}; free space or choose another output"
         ) from error
+    try:
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        discard_unused(folder)
+        lock.release()
+        if alone and not any(path.is_dir() for path in folder.parent.glob("*")):
+            shutil.rmtree(folder.parent, ignore_errors=True)
 
 
-def _publish(staging: Path, prefixes: Sequence[Path], trained: Path | None) -> None:
-    """Move everything to its name. A corpus without ``.idx`` is none: those go first and come back last."""
-    for prefix in prefixes:
-        idx_path(prefix).unlink(missing_ok=True)
-    if trained:
-        shutil.rmtree(trained, ignore_errors=True)
-        os.replace(staging / trained.name, trained)
-    for file in (bin_path, manifest_path, idx_path):
-        for prefix in prefixes:
-            os.replace(file(staging / prefix.name), file(prefix))
-    sync_path(prefixes[0].parent)
+def _trained_tokenizer(
+    partial: Path, files: Sequence[SourceFile], selection: Selection, training: TokenizerTraining, workers: int
+) -> Path:
+    """The folder of the tokenizer of this job: trained by the first process to come, the others wait for it."""
+    key = hashlib.sha256(repr((training, selection, sources_digest(files))).encode()).hexdigest()[:16]
+    folder = partial / f"tokenizer-{key}"
+    with FileLock(partial / "tokenizer.lock"):
+        if not folder.is_dir():
+            with worker_pool(1, threads=workers) as pool:  # only in a fresh process can its threads still be chosen
+                try:
+                    trained = pool.submit(_train, files, selection, training).result()
+                except BrokenProcessPool as error:
+                    raise DataError(
+                        "tokenizer: the process that trained it died, most often for lack of memory"
+                    ) from error
+            try:
+                save_tokenizer(trained, folder)
+            except DataError:
+                if not folder.is_dir():  # else another machine, whose lock is not seen here, was first: take its own
+                    raise
+    return folder
+
+
+def _train(files: Sequence[SourceFile], selection: Selection, training: TokenizerTraining) -> str:
+    total = sum(file.size for file in files)
+    seen = DigestSet() if selection.deduplicate else None
+    chosen = choose_documents(files, selection, left_out=LeftOut(), seen=seen)
+
+    def pieces() -> Iterator[tuple[str, float]]:
+        before = 0
+        for document in chosen:
+            size, read = document.place.bytes_done - before, 0
+            if document.split == TRAIN:
+                for piece, _ in cut(document.text):
+                    read += len(piece)
+                    yield piece, (before + size * read / document.characters) / total
+            before += size
+
+    return train_tokenizer(pieces(), training)

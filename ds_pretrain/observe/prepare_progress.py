@@ -1,7 +1,9 @@
-"""What preparing a corpus shows on a terminal: a bar over the bytes, tokens per second, time left."""
+"""What preparing a corpus shows: a bar over the bytes, tokens per second, time left; a line a minute in a log."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,26 +13,70 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from ds_pretrain.data.prepare import PrepareProgress
 from ds_pretrain.data.prepare import Progress as Report
 
+_LOG_SECONDS = 60.0
+
+
+class Speed:
+    """Tokens per second and seconds left since the first report of a phase, which may follow an earlier run's work."""
+
+    def __init__(self) -> None:
+        self._start: PrepareProgress | None = None
+        self._time = 0.0
+
+    def measure(self, progress: PrepareProgress, now: float) -> tuple[float, float] | None:
+        """Tokens per second and seconds left; None while there is nothing to tell them from.
+
+        Args:
+            progress: how far the preparation is.
+            now: a monotonic clock, in seconds.
+        """
+        if self._start is None or self._start.phase != progress.phase:
+            self._start, self._time = progress, now
+        tokens, read = progress.tokens - self._start.tokens, progress.bytes_done - self._start.bytes_done
+        seconds = now - self._time
+        if seconds <= 0 or tokens <= 0 or read <= 0:
+            return None
+        return tokens / seconds, (progress.bytes_total - progress.bytes_done) * seconds / read
+
 
 @contextmanager
-def prepare_progress() -> Iterator[Report | None]:
-    """Gives ``prepare`` something to report to; None where there is no terminal to show it on."""
+def prepare_progress() -> Iterator[Report]:
+    """Gives ``prepare`` something to report to: a bar on a terminal, else lines on standard error."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield None
+        yield _log_report()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("reading")
+        task, speed = bar.add_task("reading"), Speed()
 
         def report(progress: PrepareProgress) -> None:
-            seconds = bar.tasks[0].elapsed or 0.0
-            speed = f", {progress.tokens / seconds:,.0f} tokens/s" if progress.tokens and seconds else ""
+            measured = speed.measure(progress, time.monotonic())
             bar.update(
                 task,
-                description=f"{progress.phase}{speed}",
+                description=f"{progress.phase}{f', {measured[0]:,.0f} tokens/s' if measured else ''}",
                 completed=progress.bytes_done,
                 total=progress.bytes_total,
             )
 
         yield report
+
+
+def _log_report() -> Report:
+    speed, last = Speed(), time.monotonic()
+
+    def report(progress: PrepareProgress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        measured = speed.measure(progress, now)
+        if measured is not None and now - last >= _LOG_SECONDS:
+            last = now
+            share = 100 * progress.bytes_done / progress.bytes_total
+            print(
+                f"{progress.phase}: {share:.1f}%, {progress.tokens:,} tokens, {measured[0]:,.0f} tokens/s, "
+                f"{measured[1] / 60:,.0f} minutes left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    return report

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from deepspeed.runtime.data_pipeline.data_sampling.indexed_dataset import MMapIn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds_pretrain.data.indexed import TokenFile, TokenFileWriter, bin_path, idx_path, merge, token_dtype
+from ds_pretrain.data.indexed import TokenFile, TokenFileWriter, bin_path, idx_path, token_dtype
 from ds_pretrain.errors import DataError
 
 DOCUMENTS = [[1, 2, 3], [4], [5, 6]]
@@ -111,6 +112,26 @@ def test_files_of_deepspeeds_builder_are_read(tmp_path: Path, dtype: type) -> No
     assert corpus.document_lengths.tolist() == [3, 1, 2]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="megatron-core comes for Linux")
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64", "uint16"])
+def test_megatron_reads_our_files_and_writes_the_very_same(tmp_path: Path, dtype: str) -> None:
+    import torch
+    from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+
+    ours, theirs = write_ours(tmp_path / "ours", DOCUMENTS, dtype), tmp_path / "theirs"
+    dataset = IndexedDataset(str(ours))
+    assert [dataset[index].tolist() for index in range(len(dataset))] == DOCUMENTS
+    assert dataset.document_indices.tolist() == [0, 1, 2, 3]
+    builder = IndexedDatasetBuilder(f"{theirs}.bin", dtype=getattr(np, dtype))
+    for document in DOCUMENTS:
+        builder.add_item(torch.tensor(document))
+        builder.end_document()
+    builder.finalize(f"{theirs}.idx")
+    assert bin_path(theirs).read_bytes() == bin_path(ours).read_bytes()
+    assert idx_path(theirs).read_bytes() == idx_path(ours).read_bytes()
+    assert TokenFile.open(theirs).dtype == np.dtype(dtype)
+
+
 @pytest.mark.parametrize(("code", "dtype"), [(1, "uint8"), (4, "int32"), (5, "int64"), (8, "uint16")])
 def test_written_bytes_are_megatrons_layout(tmp_path: Path, code: int, dtype: str) -> None:
     theirs = write_by_hand(tmp_path / "theirs", code, dtype)
@@ -187,27 +208,6 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"corpus\.bin: cannot be written: No space left on device"), writer:
         writer.append(np.zeros(1 << 20, dtype=np.int32))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_merge_concatenates_in_order(tmp_path: Path) -> None:
-    first = write_ours(tmp_path / "first", [[1, 2], [3]], "uint16")
-    second = write_ours(tmp_path / "second", [[4, 5, 6]], "uint16")
-    merge([second, first], tmp_path / "both")
-    whole = write_ours(tmp_path / "whole", [[4, 5, 6], [1, 2], [3]], "uint16")
-    assert bin_path(tmp_path / "both").read_bytes() == bin_path(whole).read_bytes()
-    assert idx_path(tmp_path / "both").read_bytes() == idx_path(whole).read_bytes()
-
-
-def test_merge_refuses_what_cannot_be_merged(tmp_path: Path) -> None:
-    narrow = write_ours(tmp_path / "narrow", [[1]], "uint16")
-    wide = write_ours(tmp_path / "wide", [[1]], "int32")
-    with pytest.raises(DataError, match=r"wide\.bin: found int32 token ids, but .*both\.bin holds uint16"):
-        merge([narrow, wide], tmp_path / "both")
-    with pytest.raises(DataError, match="is also one of the corpora"):
-        merge([narrow], narrow)
-    with pytest.raises(DataError, match="nothing to merge"):
-        merge([], tmp_path / "both")
-    assert not idx_path(tmp_path / "both").exists()
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_499, np.uint16), (65_500, np.int32)])

@@ -48,6 +48,8 @@ def test_a_manifest_states_what_the_files_hold(prefix: Path, manifest: Manifest)
         "tokenizer": "./corpus-tokenizer",
         "vocab_size": 300,
         "eos_id": 0,
+        "selection": {},
+        "left_out": {},
         "ds_pretrain_version": __version__,
     }
     assert read_manifest(prefix) == manifest

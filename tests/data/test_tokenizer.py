@@ -1,38 +1,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from ds_pretrain.data.tokenizer import (
-    EOS_TOKEN,
-    Encoder,
-    TextBatch,
-    cut,
-    encode_in_order,
-    end_of_document_id,
-    load_tokenizer,
-    save_tokenizer,
-    train_bpe,
-    train_tokenizer,
-)
-from ds_pretrain.errors import DataError
+from ds_pretrain.data.tokenizer import EOS_TOKEN, end_of_document_id, load_tokenizer, save_tokenizer
+from ds_pretrain.data.train_tokenizer import TokenizerTraining, parse_training, train_tokenizer
+from ds_pretrain.errors import DataError, UserError
 
 TEXTS = ["the cat sat on the mat\n", "the dog sat on the log\n", "ünïcödé — 漢字 🙂\n"] * 4
-SIZE = sum(len(text.encode()) for text in TEXTS)
+
+
+def train(texts: list[str], vocab_size: int, max_bytes: int = 10**6, **more: Any) -> str:
+    pieces = [(text, (number + 1) / len(texts)) for number, text in enumerate(texts)]
+    return train_tokenizer(pieces, TokenizerTraining(vocab_size, **more), max_bytes)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "small"
-    train_tokenizer(TEXTS, 290, path, total_bytes=SIZE)
+    save_tokenizer(train(TEXTS, 290), path)
     return path
 
 
@@ -53,36 +43,62 @@ def test_training_learns_the_text_and_keeps_every_byte(folder: Path) -> None:
 
 
 def test_training_is_deterministic() -> None:
-    assert train_bpe(TEXTS, 300, total_bytes=SIZE) == train_bpe(TEXTS, 300, total_bytes=SIZE)
+    assert train(TEXTS, 300) == train(TEXTS, 300)
 
 
 def test_min_frequency_holds_back_rare_merges() -> None:
-    trained = json.loads(train_bpe(["ab ab ab cd cd"], 400, min_frequency=3, total_bytes=14))
+    trained = json.loads(train(["ab ab ab cd cd"], 400, min_frequency=3))
     assert "ab" in trained["model"]["vocab"]  # three times
     assert "cd" not in trained["model"]["vocab"]  # twice
 
 
 def test_training_text_is_sampled_evenly_up_to_the_cap() -> None:
     texts = [f"{letter * 10} " for letter in "abcdefghij"]
-    trained = json.loads(train_bpe(texts, 300, min_frequency=1, total_bytes=110, max_bytes=55))
+    trained = json.loads(train(texts, 300, max_bytes=55, min_frequency=1))
     learned = {letter for letter in "abcdefghij" if letter * 10 in trained["model"]["vocab"]}
     assert learned == set("acegi")
 
 
+def test_unigram_is_trained_over_bytes_too(tmp_path: Path) -> None:
+    words = [stem + end for stem in ("walk", "talk", "jump", "play", "look") for end in ("", "s", "ed", "er", "ing")]
+    save_tokenizer(train([" ".join(words)], 300, kind="unigram"), tmp_path / "unigram")
+    tokenizer = load_tokenizer(str(tmp_path / "unigram"))
+    assert type(tokenizer.backend_tokenizer.model).__name__ == "Unigram"
+    assert end_of_document_id(tokenizer) == tokenizer.convert_tokens_to_ids(EOS_TOKEN)
+    assert len(tokenizer(" walking talked").input_ids) < len(" walking talked") / 2
+    for text in [*TEXTS, "never seen: ☃ \t\r\n  x"]:
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_a_vocabulary_of_257_is_the_bytes_themselves(tmp_path: Path) -> None:
+    save_tokenizer(train(TEXTS, 257), tmp_path / "bytes")
+    tokenizer = load_tokenizer(str(tmp_path / "bytes"))
+    assert [len(tokenizer(text).input_ids) for text in TEXTS] == [len(text.encode()) for text in TEXTS]
+
+
+def test_what_to_train_is_read_from_its_name() -> None:
+    assert parse_training("train:8192") == TokenizerTraining(8192)
+    assert parse_training("train:300:unigram", 5) == TokenizerTraining(300, "unigram", 5)
+    assert parse_training("trained") is None
+    for name in ("train", "train:", "train:many", "train:8192:wordpiece"):
+        with pytest.raises(UserError, match=r"allowed: train:N with N entries, as train:8192, or train:N:KIND"):
+            parse_training(name)
+
+
 def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
     with pytest.raises(DataError, match="found a vocabulary of 256; allowed: at least 257"):
-        train_bpe(TEXTS, 256, total_bytes=SIZE)
+        train(TEXTS, 256)
 
 
 def test_training_without_documents_is_refused() -> None:
     with pytest.raises(DataError, match="no documents to train on"):
-        train_bpe([], 300, total_bytes=0)
+        train([], 300)
 
 
 def test_saving_leaves_nothing_partial(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["small"]
     with pytest.raises(DataError, match="cannot be written"):
-        save_tokenizer(train_bpe(TEXTS, 300, total_bytes=SIZE), folder)
+        save_tokenizer(train(TEXTS, 300), folder)
     assert [path.name for path in folder.parent.iterdir()] == ["small"]
 
 
@@ -110,71 +126,3 @@ def test_a_tokenizer_without_an_end_token_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no end-of-document token"):
         end_of_document_id(PreTrainedTokenizerFast(tokenizer_object=bare))
     assert end_of_document_id(PreTrainedTokenizerFast(tokenizer_object=bare, sep_token="a")) == 0
-
-
-@given(text=st.text(alphabet="ab \n", max_size=200), characters=st.integers(2, 40))
-def test_pieces_give_the_text_back(text: str, characters: int) -> None:
-    pieces = list(cut(text, characters))
-    assert "".join(piece for piece, _ in pieces) == text
-    assert all(len(piece) <= characters for piece, _ in pieces)
-    assert [last for _, last in pieces] == [False] * (len(pieces) - 1) + [True]
-
-
-def test_pieces_are_cut_at_a_lone_line_end() -> None:
-    assert list(cut("aaaaaaa\nbb\n\nbb\n cc", 10)) == [("aaaaaaa\n", False), ("bb\n\nbb\n cc", True)]
-    assert list(cut("a" * 25, 10)) == [("a" * 10, False), ("a" * 10, False), ("a" * 5, True)]
-
-
-def batch(tag: int, *texts: str) -> TextBatch:
-    made = TextBatch(tag)
-    for text in texts:
-        made.add(text, last=True, source_bytes=len(text))
-    return made
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: Path) -> Encoder:
-    return Encoder(str(folder / "tokenizer.json"), eos_id=0, dtype="uint16")
-
-
-def test_encoding_in_pieces_equals_encoding_whole(folder: Path, encoder: Encoder) -> None:
-    text = "".join(TEXTS) * 3
-    pieces = TextBatch(0)
-    for piece, last in cut(text, 50):
-        pieces.add(piece, last=last, source_bytes=0)
-    assert len(pieces.pieces) > 10
-    (_, tokens, lengths) = next(iter(encode_in_order([pieces], encoder, 1)))
-    assert tokens.tolist() == [*load_tokenizer(str(folder))(text).input_ids, 0]
-    assert sum(lengths) == len(tokens)
-
-
-def test_batches_come_back_in_order_with_an_end_after_each_document(encoder: Encoder, folder: Path) -> None:
-    tokenizer = load_tokenizer(str(folder))
-    texts = [[f"{index} {item} the cat" * (20 - index) for item in range(index % 3 + 1)] for index in range(20)]
-    batches = [batch(index, *documents) for index, documents in enumerate(texts)]
-    results: list[Any] = list(encode_in_order(batches, encoder, 2))
-    assert [made.tag for made, _, _ in results] == list(range(20))
-    for made, tokens, lengths in results:
-        expected = [[*tokenizer(piece).input_ids, 0] for piece in made.pieces]
-        assert tokens.tolist() == [token for document in expected for token in document]
-        assert lengths == [len(document) for document in expected]
-
-
-def test_a_document_that_spells_the_end_token_does_not_end_there(encoder: Encoder) -> None:
-    (_, tokens, _) = next(iter(encode_in_order([batch(0, f"a{EOS_TOKEN}b")], encoder, 1)))
-    assert tokens.tolist().count(0) == 1
-    assert tokens[-1] == 0
-
-
-def test_few_batches_are_under_way_at_once(encoder: Encoder) -> None:
-    made = 0
-
-    def batches() -> Iterator[TextBatch]:
-        nonlocal made
-        for index in range(50):
-            made += 1
-            yield batch(index, "the cat")
-
-    with closing(encode_in_order(batches(), encoder, 1)) as results:
-        next(results)
-        assert made == 4
