@@ -19,7 +19,18 @@ _BUILT_VALUES = {
 }
 # sections of which only the named keys do something so far
 _BUILT_KEYS: dict[str, frozenset[str]] = {
-    "safety": frozenset({"max_consecutive_bad_steps"}),
+    "safety": frozenset(
+        {
+            "max_consecutive_bad_steps",
+            "spike_factor",
+            "spike_sigma",
+            "spike_window",
+            "spike_lr_factor",
+            "spike_recovery_steps",
+            "spike_patience",
+            "grad_norm_factor",
+        }
+    ),
 }
 
 

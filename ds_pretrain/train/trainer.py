@@ -26,7 +26,7 @@ from ds_pretrain.engine.stage import (
 )
 from ds_pretrain.engine.step import Requests, StepResult, train_batch
 from ds_pretrain.errors import TrainingError
-from ds_pretrain.guards import GuardState, after_step, is_bad_step, loss_ratio
+from ds_pretrain.guards import GuardState, StepFacts, Verdict, after_step, is_bad_step
 from ds_pretrain.observe.progress import ProgressReporter
 from ds_pretrain.observe.tracker import Tracker
 from ds_pretrain.schedules import LearningRateSchedule
@@ -136,13 +136,19 @@ class Trainer:
             if stage is None or batch.stage != stage.index:
                 stage = self._enter(batch.stage)
             tokens = stage.tokens_before(self.step)
-            lr = self.schedule.lr(self.step, tokens) * self.plateau.factor
+            lr = self.schedule.lr(self.step, tokens) * self.plateau.factor * self._damping()
             newcomers = Newcomers(stage.index, fresh_share(stage, self.step))
             set_learning_rate(self.engine, lr, newcomers)
             set_momentum(self.engine, self.schedule.momentum(self.step, tokens))
             result = train_batch(self.engine, batch, stage.tokens_per_step, lr, self._requests(), newcomers)
             self.step += 1
-            self._record(stage, result, lr, StepTimes(time.monotonic() - began, data_seconds))
+            verdict = self._guard(stage, result)
+            self._record(stage, result, lr, verdict, StepTimes(time.monotonic() - began, data_seconds))
+            if verdict.rollback is not None:
+                raise TrainingError(
+                    f"step {self.step}: {verdict.rollback}. Lower optimizer.lr or the stage's lr_multiplier, or "
+                    "lengthen its warmup; the last checkpoint is unharmed"
+                )
             self._evaluate(stage)
             if result.requests.stop or result.requests.save or self._save_due():
                 self._save(stage)
@@ -171,10 +177,33 @@ class Trainer:
         due = minutes is not None and self.job.ranks.is_main and time.monotonic() - self.last_save >= 60 * minutes
         return Requests(stop=self.stop.requested, save=due)
 
-    def _record(self, stage: StagePlan, result: StepResult, lr: float, times: StepTimes) -> None:
+    def _damping(self) -> float:
+        return self.guard.damping.at(self.step, self.job.recipe.safety.spike_recovery_steps)
+
+    def _guard(self, stage: StagePlan, result: StepResult) -> Verdict:
         bad = is_bad_step(result.loss, result.skipped, result.loss_scale, self.job.min_loss_scale)
-        ratio = loss_ratio(self.guard, stage.index, result.loss)
-        self.guard = after_step(self.guard, stage.index, result.loss, bad)
+        grace = self.step <= stage.start_step + stage.warmup_steps
+        facts = StepFacts(self.step, stage.index, grace, result.loss, result.grad_norm, bad)
+        self.guard, verdict = after_step(self.guard, facts, self.job.recipe.safety)
+        if bad:
+            self.event("bad_step", loss=result.loss, grad_norm=result.grad_norm, damping=self._damping())
+        if verdict.spike:
+            average = self.guard.average.mean
+            self.event("spike", loss=result.loss, average=average, damping=self._damping())
+            self._say(
+                f"step {self.step}: spike, loss {result.loss:.4f} is {result.loss / average:.2f} times its running "
+                f"average; learning rate x {self._damping():g}"
+            )
+        for notice in verdict.notices:
+            self.event("warning", kind=notice.kind, text=notice.text)
+            self._say(f"step {self.step}: warning: {notice.text}")
+        return verdict
+
+    def _say(self, text: str) -> None:
+        if self.job.progress is not None:
+            self.job.progress.message(text)
+
+    def _record(self, stage: StagePlan, result: StepResult, lr: float, verdict: Verdict, times: StepTimes) -> None:
         if self.job.ranks.is_main:
             record = step_record(
                 self.step,
@@ -184,7 +213,7 @@ class Trainer:
                 learning_rates(self.engine),
                 applied_momentum(self.engine) if self.schedule.moves_momentum else None,
                 applied_clip(self.engine),
-                ratio,
+                verdict.loss_ratio,
                 times,
                 self._peak_tokens_per_second(stage),
                 self.job.positions_per_epoch,
@@ -192,16 +221,6 @@ class Trainer:
             self.job.tracker.log_metrics(record)
             if self.job.progress is not None:
                 self.job.progress.step(record)
-        if bad:
-            self.event("bad_step", loss=result.loss, grad_norm=result.grad_norm)
-            limit = self.job.recipe.safety.max_consecutive_bad_steps
-            if self.guard.consecutive_bad_steps > limit:
-                raise TrainingError(
-                    f"{self.guard.consecutive_bad_steps} steps in a row up to step {self.step} had a loss or gradient "
-                    f"that is not a number (safety.max_consecutive_bad_steps is {limit}); the updates were left out. "
-                    "Lower optimizer.lr or the stage's lr_multiplier, or lengthen its warmup; the last checkpoint "
-                    "is unharmed"
-                )
 
     def _peak_tokens_per_second(self, stage: StagePlan) -> float | None:
         peak = self.job.peak_flops
@@ -276,6 +295,6 @@ def position_from(state: dict[str, Any]) -> Position:
     return Position(
         step=state["step"],
         stage=state["stage"],
-        guard=GuardState(**state["guard"]),
+        guard=GuardState.from_json(state["guard"]),
         plateau=PlateauState(**state["plateau"]),
     )

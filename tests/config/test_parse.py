@@ -235,7 +235,7 @@ def test_an_empty_recipe_names_all_that_is_required() -> None:
 def test_many_problems_at_once_in_the_order_of_the_schema() -> None:
     data = recipe_data(
         "precision=half",
-        "safety.spike_factor=3",
+        "tracking.tensorboard=true",
         "optimizer.lr=-1",
         "curriculum.stages=[{step: 0, seq_len: x}, {step: 0, seq_len: 4096}, 7]",
         "run.seed=x",
@@ -249,7 +249,7 @@ def test_many_problems_at_once_in_the_order_of_the_schema() -> None:
         "curriculum.stages.1.seq_len",
         "optimizer.lr",
         "precision",
-        "safety.spike_factor",
+        "tracking.tensorboard",
         "nonsense",
     ]
 
