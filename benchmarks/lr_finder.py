@@ -1,9 +1,10 @@
-"""How good the learning-rate finder's suggestions are: the quickstart's lengths, each trained around its suggestion.
+"""How good the learning-rate finder is: the quickstart's lengths, each trained around what it suggests.
 
-For every length the finder sweeps it, and then the model is trained from the same first weights, over the same data,
-at 1/8, 1/4, 1/2, 1, 2, 4 and 8 times the suggestion: a linear warmup over a quarter of the steps, a cosine to a tenth.
-A run trains if its validation loss ends well below that of a model that knows only how often each token occurs in the
-training text. Results go to a JSON file as they come; started again, it goes on where it was.
+For every length the finder sweeps and tries it, with its own seed. Then, with another seed (other first weights, other
+data), the model is trained at 1/8, 1/4, 1/2, 1, 2, 4 and 8 times the suggestion, and at half and twice the edge: 80
+steps, the first quarter of them a linear warmup, then a cosine to a tenth. A run trains if its validation loss ends
+well below that of a model that knows only how often each token occurs in the training text. Results go to a JSON file
+as they come; started again, it goes on where it was.
 
     python benchmarks/lr_finder.py --lengths 64,512 --out lr_finder.json
 """
@@ -15,7 +16,8 @@ import json
 import math
 import os
 import tempfile
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +26,83 @@ import numpy as np
 os.environ.setdefault("LOCAL_RANK", "0")
 
 from ds_pretrain.config import LrFinder, load_recipe
+from ds_pretrain.curriculum.lr_shapes import stage_shape
 from ds_pretrain.data.manifest import open_corpus
-from ds_pretrain.engine.ranks import start_ranks, stop_ranks
+from ds_pretrain.engine.ranks import Ranks, start_ranks, stop_ranks
 from ds_pretrain.engine.snapshot import EngineSnapshot
 from ds_pretrain.observe.logs import quiet_libraries
-from ds_pretrain.schedules.lr_sweep import SweepPoint, find_rates
+from ds_pretrain.schedules.lr_sweep import SweepPoint, steepest_rate
+from ds_pretrain.schedules.lr_trials import Finding, Trial, first_peak, judge, next_peak
 from ds_pretrain.train.evaluation import Evaluator
-from ds_pretrain.train.lr_finder import sweep_length
+from ds_pretrain.train.lr_finder import run_sweep, run_trial
 from ds_pretrain.train.setup import Setup, prepare_run, start_engine
 from ds_pretrain.train.stop import StopRequest
 from ds_pretrain.train.sweep import SweepTrainer
 
 ROOT = Path(__file__).parents[1]
-MULTIPLES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
+MULTIPLES = (1, 2, 1 / 2, 4, 8, 1 / 4, 1 / 8)
 # nats per token below the loss of knowing the tokens' frequencies alone
 MARGIN = 0.2
 
 
-def training_rates(peak: float, steps: int) -> list[float]:
-    """Warmup over a quarter of the steps, then a cosine to a tenth of the peak."""
-    warm = steps // 4
-    shape = [(step + 1) / warm for step in range(warm)]
-    shape += [0.1 + 0.45 * (1 + math.cos(math.pi * step / (steps - warm))) for step in range(steps - warm)]
-    return [peak * factor for factor in shape]
+@dataclass(frozen=True)
+class Bench:
+    """The quickstart model with the weights and data of a seed."""
+
+    setup: Setup
+    trainer: SweepTrainer
+    snapshot: EngineSnapshot
+    evaluator: Evaluator
+
+    @classmethod
+    def open(cls, seed: int, scratch: Path, overrides: list[str], ranks: Ranks) -> Bench:
+        """Builds the engine; ``scratch`` holds its first state."""
+        fixed = [f"run.output_dir={scratch}", f"run.seed={seed}", f"data.cache_dir={ROOT / 'data/cache'}"]
+        recipe = load_recipe([ROOT / "ds_configs/quickstart.yaml"], [*fixed, *overrides])
+        setup = prepare_run(recipe, ranks, StopRequest(), fresh=True)
+        engine, *_ = start_engine(setup, ranks)
+        evaluator = Evaluator(setup.corpus.validation, recipe, ranks)
+        snapshot = EngineSnapshot(engine, scratch / f"state{seed}", ranks)
+        return cls(setup, SweepTrainer(engine, setup, ranks), snapshot, evaluator)
+
+    def train(self, seq_len: int, peak_lr: float) -> tuple[Trial, float | None]:
+        """A short training, and its validation loss at the length; None where that is no number."""
+        stage = next(stage for stage in self.setup.plan.stages if stage.seq_len == seq_len)
+        warmup = stage_shape(self.setup.recipe, stage).warmup_steps
+        trial = run_trial(self.trainer, self.snapshot, stage, warmup, peak_lr, lambda points: None)
+        loss = self.evaluator.evaluate(self.trainer.engine, [seq_len])[0]["val_loss"]
+        assert isinstance(loss, float)
+        print(f"length {seq_len}: {peak_lr:g} -> {trial.loss:.3f}, validation {loss:.3f}", flush=True)
+        return trial, loss if math.isfinite(loss) else None
+
+
+def find(bench: Bench, seq_len: int, kept: dict[str, Any], keep: Callable[[], None]) -> Finding:
+    """What ``find_shape`` does, with every sweep and trial kept as soon as it is there."""
+    settings = bench.setup.recipe.lr_finder
+    stage = next(stage for stage in bench.setup.plan.stages if stage.seq_len == seq_len)
+    if "frequency_loss" not in kept:
+        kept["frequency_loss"] = bench.trainer.frequency_loss(stage, settings.trial_steps)
+    if "sweep" not in kept:
+        sweep = run_sweep(bench.trainer, bench.snapshot, stage, lambda points: None)
+        kept["sweep"] = [asdict(point) for point in sweep]
+        keep()
+    peak: float | None = first_peak(steepest_rate(_points(kept["sweep"]), settings), settings)
+    trials = [Trial(each["peak_lr"], _points(each["points"])) for each in kept.setdefault("trials", [])]
+    if trials:
+        peak = next_peak(trials, kept["frequency_loss"], settings)
+    while peak is not None:
+        trial, _ = bench.train(seq_len, peak)
+        trials.append(trial)
+        kept["trials"].append(asdict(trial))
+        keep()
+        peak = next_peak(trials, kept["frequency_loss"], settings)
+    return judge(trials, kept["frequency_loss"], settings)
+
+
+def wanted_rates(finding: Finding) -> list[float]:
+    """Rates to train at, those that decide most first."""
+    rates = [finding.edge / 2, finding.edge * 2, *(multiple * finding.suggestion for multiple in MULTIPLES)]
+    return list(dict.fromkeys(rates))
 
 
 def unigram_loss(setup: Setup) -> float:
@@ -61,72 +117,71 @@ def unigram_loss(setup: Setup) -> float:
 
 
 def table(results: dict[str, Any], settings: LrFinder) -> str:
-    """Markdown: a row a length, its losses by multiple of the suggestion; in brackets what does not train.
-
-    Steepest descent and edge are read from the stored curves anew, by the present analysis; the suggestion is the one
-    that was trained around.
-    """
+    """Markdown: a row a length; validation losses by rate, in brackets where the run does not train."""
+    headings = [f"{multiple:g}x" for multiple in sorted(MULTIPLES)] + ["edge / 2", "edge x 2"]
     lines = [
-        "| length | steepest | edge | suggestion | " + " | ".join(f"{multiple:g}x" for multiple in MULTIPLES) + " |",
-        "|---" * (4 + len(MULTIPLES)) + "|",
+        "| length | trials | edge | suggestion | " + " | ".join(headings) + " |",
+        "|---" * (4 + len(headings)) + "|",
     ]
     limit = results["unigram_loss"] - MARGIN
-    for seq_len, found in results["lengths"].items():
-        cells = []
-        for multiple in MULTIPLES:
-            loss = found["losses"].get(f"{multiple:g}", math.nan)
-            text = "-" if loss is None else f"{loss:.3f}"
-            cells.append(text if loss is not None and not loss > limit else f"({text})")
-        search, climb = ([SweepPoint(**point) for point in found[sweep]] for sweep in ("search", "climb"))
-        finding, suggestion = find_rates(search, climb, settings), found["finding"]["suggestion"]
-        rates = f"{finding.steepest:.1e} | {finding.edge:.1e} ({finding.edge / suggestion:.1f}x) | {suggestion:.1e}"
-        lines.append(f"| {seq_len} | {rates} | " + " | ".join(cells) + " |")
+    for seq_len, kept in results["lengths"].items():
+        trials = [Trial(each["peak_lr"], _points(each["points"])) for each in kept["trials"]]
+        finding = judge(trials, kept["frequency_loss"], settings)
+        rates = [multiple * finding.suggestion for multiple in sorted(MULTIPLES)]
+        cells = [_cell(kept["losses"], rate, limit) for rate in (*rates, finding.edge / 2, finding.edge * 2)]
+        lines.append(
+            f"| {seq_len} | {len(trials)} | {finding.edge:g} | {finding.suggestion:g} | " + " | ".join(cells) + " |"
+        )
     return "\n".join(lines)
+
+
+def _cell(losses: dict[str, float | None], rate: float, limit: float) -> str:
+    if f"{rate:g}" not in losses:
+        return ""
+    loss = losses[f"{rate:g}"]
+    return "(-)" if loss is None else f"{loss:.3f}" if loss <= limit else f"({loss:.3f})"
+
+
+def _points(stored: list[dict[str, Any]]) -> tuple[SweepPoint, ...]:
+    return tuple(SweepPoint(**point) for point in stored)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", default="64,128,256,512", help="which of the quickstart's lengths")
-    parser.add_argument("--steps", type=int, default=80, help="steps of a training")
+    parser.add_argument("--lengths", default="64,512,128,256", help="which of the quickstart's lengths")
+    parser.add_argument("--finder-seed", type=int, default=1234, help="run.seed of the finder")
+    parser.add_argument("--seed", type=int, default=77, help="run.seed of the trainings around the suggestion")
     parser.add_argument("--out", type=Path, default=Path("lr_finder.json"), help="results so far, and the end's")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("overrides", nargs="*", help="key.path=value")
     options = parser.parse_args()
     results = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"lengths": {}}
-    with tempfile.TemporaryDirectory() as scratch:
-        overrides = [f"run.output_dir={scratch}", f"data.cache_dir={ROOT / 'data/cache'}", *options.overrides]
-        recipe = load_recipe([ROOT / "ds_configs/quickstart.yaml"], overrides)
-        ranks = start_ranks(600.0)
-        quiet_libraries(None)
-        setup = prepare_run(recipe, ranks, StopRequest(), fresh=True)
-        engine, _ = start_engine(setup, ranks)
-        trainer, evaluator = SweepTrainer(engine, setup, ranks), Evaluator(setup.corpus.validation, recipe, ranks)
-        snapshot = EngineSnapshot(engine, Path(scratch) / "state", ranks)
-        results["unigram_loss"] = unigram_loss(setup)
+    lengths = [int(text) for text in options.lengths.split(",")]
 
-        def keep() -> None:
-            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    def keep() -> None:
+        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
-        for seq_len in (int(text) for text in options.lengths.split(",")):
-            stage = next(stage for stage in setup.plan.stages if stage.seq_len == seq_len)
-            found = results["lengths"].get(str(seq_len))
-            if found is None:
-                found = asdict(sweep_length(trainer, snapshot, stage, lambda _, points: None)) | {"losses": {}}
-                results["lengths"][str(seq_len)] = found
-                keep()
-                print(f"length {seq_len}: {found['finding']}", flush=True)
-            for multiple in sorted(MULTIPLES, key=lambda multiple: abs(math.log(multiple))):
-                if f"{multiple:g}" in found["losses"]:
-                    continue
-                peak = multiple * found["finding"]["suggestion"]
-                snapshot.restore()
-                trainer.train(stage, training_rates(peak, options.steps), lambda points: points[-1].bad)
-                loss = evaluator.evaluate(engine, [seq_len])[0]["val_loss"]
-                assert isinstance(loss, float)
-                found["losses"][f"{multiple:g}"] = loss if math.isfinite(loss) else None
-                keep()
-                print(f"length {seq_len}: {multiple:g} x -> {loss:.3f}", flush=True)
-        stop_ranks()
-    print(f"loss of the tokens' frequencies alone: {results['unigram_loss']:.3f}\n{table(results, recipe.lr_finder)}")
+    settings = load_recipe([ROOT / "ds_configs/quickstart.yaml"], options.overrides).lr_finder
+    if not options.table:
+        with tempfile.TemporaryDirectory() as scratch:
+            ranks = start_ranks(600.0)
+            quiet_libraries(None)
+            bench = Bench.open(options.finder_seed, Path(scratch), options.overrides, ranks)
+            results["unigram_loss"] = unigram_loss(bench.setup)
+            for seq_len in lengths:
+                finding = find(bench, seq_len, results["lengths"].setdefault(str(seq_len), {}), keep)
+                print(f"length {seq_len}: {finding}", flush=True)
+            bench = Bench.open(options.seed, Path(scratch), options.overrides, ranks)
+            for seq_len in lengths:
+                kept = results["lengths"][str(seq_len)]
+                trials = [Trial(each["peak_lr"], _points(each["points"])) for each in kept["trials"]]
+                losses = kept.setdefault("losses", {})
+                for rate in wanted_rates(judge(trials, kept["frequency_loss"], settings)):
+                    if f"{rate:g}" not in losses:
+                        losses[f"{rate:g}"] = bench.train(seq_len, rate)[1]
+                        keep()
+            stop_ranks()
+    print(f"loss of the tokens' frequencies alone: {results['unigram_loss']:.3f}\n{table(results, settings)}")
 
 
 if __name__ == "__main__":

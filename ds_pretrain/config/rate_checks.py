@@ -147,9 +147,9 @@ def param_groups(recipe: Recipe) -> Sequence[Problem]:
 def lr_sweep(recipe: Recipe) -> Sequence[Problem]:
     """The learning-rate sweep goes up."""
     start, end = recipe.lr_finder.start_lr, recipe.lr_finder.end_lr
-    if start < end:
+    if 2 * start <= end:
         return ()
-    return [Problem("lr_finder.end_lr", f"found {end:g}; allowed: more than lr_finder.start_lr, {start:g}")]
+    return [Problem("lr_finder.end_lr", f"found {end:g}; allowed: at least twice lr_finder.start_lr, {start:g}")]
 
 
 CHECKS: tuple[Callable[[Recipe], Sequence[Problem]], ...] = (warmup, optimizer, schedule, param_groups, lr_sweep)

@@ -129,22 +129,25 @@ class Evaluation(Section):
 
 
 class LrFinder(Section):
-    """The learning-rate finder: two sweeps for every length, both exponential and at the same pace."""
+    """The learning-rate finder: for every length an exponential sweep, and short trainings that settle it."""
 
     start_lr: PositiveNumber = 1e-5
-    """First learning rate of the first sweep."""
+    """First learning rate of the sweep, and the lowest that is tried."""
     end_lr: PositiveNumber = 1.0
-    """Last learning rate of both sweeps, where they get that far."""
-    steps: Annotated[Whole, Field(ge=10)] = 150
-    """Steps from ``start_lr`` to ``end_lr``; they set the pace of both sweeps."""
-    warm_start_steps: Annotated[Whole, Field(ge=10)] = 60
-    """Steps of the second sweep at the rate at which the loss fell fastest in the first, before it climbs on."""
+    """Last learning rate of the sweep, where it gets that far, and the highest that is tried."""
+    steps: Annotated[Whole, Field(ge=10)] = 130
+    """Steps of the sweep from ``start_lr`` to ``end_lr``."""
     smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.9
-    """Share of the past in the smoothed loss."""
+    """Share of the past in the sweep's smoothed loss."""
     divergence_factor: Annotated[Number, Field(gt=1)] = 1.25
-    """A smoothed perplexity (e to the loss) beyond this times its minimum has diverged."""
-    safety_divisor: Annotated[Number, Field(ge=1)] = 6.0
-    """The suggestion is the edge divided by this."""
+    """The sweep ends at a smoothed perplexity (e to the loss) beyond this times its minimum."""
+    trial_steps: Annotated[Whole, Field(ge=8)] = 80
+    """Steps of a short training, the first quarter of them warmup."""
+    max_trials: Annotated[Whole, Field(ge=2)] = 12
+    """Short trainings of a length at most."""
+    safety_divisor: Annotated[Number, Field(ge=1)] | Literal["auto"] = "auto"
+    """The suggestion is the edge of stability divided by this; ``auto`` is the rate of the lowest loss, but never more
+    than a quarter of the edge."""
 
 
 class Wandb(Section):

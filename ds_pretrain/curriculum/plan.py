@@ -46,6 +46,7 @@ class StagePlan:
         grad_clip: limit of the gradient's L2 norm.
         trainable_layers: top layers that are trained besides the head; None for everything.
         blocks_per_row: sequences in a row of the stream; 1, except in mode ``mask``.
+        stated_at: index in the recipe's list of stages, where it has one.
     """
 
     index: int
@@ -67,6 +68,7 @@ class StagePlan:
     grad_clip: float
     trainable_layers: int | None = None
     blocks_per_row: int = 1
+    stated_at: int = 0
 
     @property
     def num_steps(self) -> int:
@@ -295,6 +297,7 @@ def _stages(recipe: Recipe, spans: Sequence[tuple[_Shape, int]]) -> tuple[StageP
                 grad_clip=_grad_clip(recipe, spec),
                 trainable_layers=spec.trainable_layers,
                 blocks_per_row=shape.blocks_per_row,
+                stated_at=spec.stated_at,
             )
         )
         step += steps

@@ -35,6 +35,7 @@ class StageSpec:
         warmup_steps: optimizer steps of warmup.
         grad_clip: limit of the gradient's L2 norm.
         trainable_layers: top layers that are trained besides the head; None for everything.
+        stated_at: index in the recipe's list of stages, where it has one.
     """
 
     path: str
@@ -47,6 +48,7 @@ class StageSpec:
     warmup_steps: int | None = None
     grad_clip: float | None = None
     trainable_layers: int | None = None
+    stated_at: int = 0
 
 
 def stage_specs(recipe: Recipe) -> list[StageSpec]:
@@ -75,6 +77,7 @@ def stage_specs(recipe: Recipe) -> list[StageSpec]:
             warmup_steps=stage.warmup_steps,
             grad_clip=stage.grad_clip,
             trainable_layers=stage.trainable_layers,
+            stated_at=index,
         )
         for index, stage in enumerate(curriculum.stages)
     ]

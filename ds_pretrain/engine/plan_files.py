@@ -13,8 +13,8 @@ from ds_pretrain.engine.deepspeed_json import Precision, stage_json, zero_stage_
 from ds_pretrain.schedules import LearningRateSchedule
 from ds_pretrain.schedules.plan_warnings import plan_warnings
 
-# where a stage begins in the stream is the loader's matter, not part of the published plan
-_INTERNAL = {"start_cursor", "positions_per_step", "blocks_per_row"}
+# where a stage begins in the stream, or stands in the recipe, is no part of the published plan
+_INTERNAL = {"start_cursor", "positions_per_step", "blocks_per_row", "stated_at"}
 
 
 def plan_document(

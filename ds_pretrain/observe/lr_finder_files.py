@@ -7,14 +7,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import Plan
-from ds_pretrain.curriculum.lr_overlay import Shape, peak_lr_overlay
+from ds_pretrain.curriculum.lr_overlay import peak_lr_overlay
+from ds_pretrain.curriculum.lr_shapes import Shape, shape_values, stage_shape
 from ds_pretrain.errors import UserError
-from ds_pretrain.schedules.lr_sweep import Finding, SweepPoint
+from ds_pretrain.schedules.curve import largest_factor
+from ds_pretrain.schedules.lr_sweep import SweepPoint, steepest_rate, sweep_ending
+from ds_pretrain.schedules.lr_trials import Finding, Trial
 
 RESULTS = "results.json"
 PICTURE = "lr_finder.png"
@@ -23,15 +27,23 @@ _DIGITS = 3
 
 
 @dataclass(frozen=True)
-class LengthResult:
-    """Both sweeps of one length and batch, and what they say."""
+class ShapeResult:
+    """Sweep and trials of one shape, and what they say.
 
-    search: tuple[SweepPoint, ...]
-    climb: tuple[SweepPoint, ...]
+    Args:
+        sweep: its points.
+        trials: in the order in which they were made.
+        frequency_loss: nats per token of knowing only how often each token occurs.
+        finding: what the trials say.
+    """
+
+    sweep: tuple[SweepPoint, ...]
+    trials: tuple[Trial, ...]
+    frequency_loss: float
     finding: Finding
 
 
-def write_results(folder: Path, recipe: Recipe, plan: Plan, found: Mapping[Shape, LengthResult]) -> None:
+def write_results(folder: Path, recipe: Recipe, plan: Plan, found: Mapping[Shape, ShapeResult]) -> None:
     """Writes all three files.
 
     Args:
@@ -44,23 +56,19 @@ def write_results(folder: Path, recipe: Recipe, plan: Plan, found: Mapping[Shape
     """
     from ds_pretrain.observe.lr_finder_plot import plot_finder
 
+    # noam multiplies the peak by a number far below 1: the stage's peak is what makes its largest rate the suggestion
+    factor = largest_factor(recipe.schedule)
+    peaks = {shape: rounded(result.finding.suggestion / factor) for shape, result in found.items()}
     document = {
         "settings": recipe.lr_finder.model_dump(mode="json"),
         "world_size": plan.world_size,
         "lengths": [
-            {
-                "seq_len": seq_len,
-                "batch_size": batch_size,
-                **asdict(result.finding),
-                "search": _points(result.search),
-                "climb": _points(result.climb),
-            }
-            for (seq_len, batch_size), result in found.items()
+            _length(recipe, plan, shape, result) | {"peak_lr": peaks[shape]} for shape, result in found.items()
         ],
     }
-    overlay = peak_lr_overlay(recipe, plan, {shape: rounded(found[shape].finding.suggestion) for shape in found})
+    overlay = peak_lr_overlay(recipe, plan, [peaks[stage_shape(recipe, stage)] for stage in plan.stages])
     heading = (
-        "# Peak learning rates found by sweeps; to be given after the recipe: --config RECIPE --config this file\n"
+        "# Peak learning rates from short trainings; give it after the recipe: --config RECIPE --config this file\n"
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,12 +82,29 @@ def write_results(folder: Path, recipe: Recipe, plan: Plan, found: Mapping[Shape
 
 
 def rounded(rate: float) -> float:
-    """A rate in as many digits as a sweep is worth."""
+    """A rate in as many digits as a measurement is worth."""
     return float(f"{rate:.{_DIGITS - 1}e}")
 
 
+def _length(recipe: Recipe, plan: Plan, shape: Shape, result: ShapeResult) -> dict[str, Any]:
+    return {
+        **shape_values(shape),
+        "stages": [stage.index for stage in plan.stages if stage_shape(recipe, stage) == shape],
+        "steepest": steepest_rate(result.sweep, recipe.lr_finder),
+        "sweep_ending": sweep_ending(result.sweep, recipe.lr_finder),
+        "frequency_loss": result.frequency_loss,
+        **asdict(result.finding),
+        "sweep": _points(result.sweep),
+        "trials": [
+            {"peak_lr": trial.peak_lr, "loss": _number(trial.loss), "points": _points(trial.points)}
+            for trial in result.trials
+        ],
+    }
+
+
 def _points(points: Sequence[SweepPoint]) -> list[dict[str, float | bool | None]]:
-    return [
-        {"lr": point.lr, "loss": point.loss if math.isfinite(point.loss) else None, "bad": point.bad}
-        for point in points
-    ]
+    return [{"lr": point.lr, "loss": _number(point.loss), "bad": point.bad} for point in points]
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,34 +1,30 @@
-"""The sweeps of the learning-rate finder as a picture: a panel a length, loss over learning rate."""
+"""What the learning-rate finder found as a picture: a panel a shape, loss over learning rate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_pretrain.curriculum.lr_overlay import Shape
-from ds_pretrain.observe.lr_finder_files import LengthResult
-from ds_pretrain.schedules.lr_sweep import SweepPoint, smoothed
+from ds_pretrain.curriculum.lr_shapes import Shape
+from ds_pretrain.observe.lr_finder_files import ShapeResult
+from ds_pretrain.schedules.lr_sweep import smoothed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MARKS = (
-    ("steepest", "tab:green", ":", "steepest descent"),
-    ("suggestion", "tab:blue", "-", "suggestion"),
-    ("edge", "tab:red", "--", "edge of stability"),
-)
+_MARKS = (("suggestion", "tab:blue", "-", "suggestion"), ("edge", "tab:red", "--", "edge: highest rate that trains"))
 _MAX_COLUMNS = 4
 
 
-def plot_finder(found: Mapping[Shape, LengthResult], title: str, smoothing: float, path: Path) -> None:
-    """Draws the sweeps, 1200 x 800 pixels, or higher where there are more than eight lengths.
+def plot_finder(found: Mapping[Shape, ShapeResult], title: str, smoothing: float, path: Path) -> None:
+    """Draws sweeps and trials, 1200 x 800 pixels, or higher where there are more than eight shapes.
 
     Args:
         found: the result of every shape.
         title: name of the run.
-        smoothing: share of the past in the smoothed loss.
+        smoothing: share of the past in a sweep's smoothed loss.
         path: file to write, a PNG.
     """
     from matplotlib.figure import Figure
@@ -39,26 +35,38 @@ def plot_finder(found: Mapping[Shape, LengthResult], title: str, smoothing: floa
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).reshape(-1)
     for axes in panels[len(found) :]:
         axes.set_visible(False)
-    for axes, ((seq_len, batch_size), result) in zip(panels, found.items(), strict=False):
-        for points, color, name in ((result.search, "0.55", "search"), (result.climb, "black", "climb")):
-            _curve(axes, points, smoothing, color, name)
-        for key, color, style, name in _MARKS:
-            rate = getattr(result.finding, key)
-            axes.axvline(rate, color=color, linestyle=style, linewidth=1.8, label=f"{name} {rate:.2g}")
-        bound = result.finding.bound
-        axes.set_title(f"length {seq_len}, batch {batch_size}" + ("" if bound == "exact" else f" (edge {bound})"))
-        axes.set_xscale("log")
-        axes.set_xlabel("learning rate")
-        axes.set_ylabel("loss, nats per token")
-        axes.tick_params(labelbottom=True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize="small", frameon=False, loc="lower left")
-    figure.suptitle(f"{title}: learning-rate sweeps (thin: loss of each step, thick: smoothed)")
+    for axes, (shape, result) in zip(panels, found.items(), strict=False):
+        _panel(axes, shape, result, smoothing)
+    figure.suptitle(f"{title}: short trainings at several peak rates, and the sweep that led to them")
     figure.savefig(path)
 
 
-def _curve(axes: Axes, points: Sequence[SweepPoint], smoothing: float, color: str, name: str) -> None:
-    finite = [point for point in points if not point.bad]
-    rates, losses = [point.lr for point in finite], [point.loss for point in finite]
-    axes.plot(rates, losses, color=color, linewidth=0.6, alpha=0.6)
-    axes.plot(rates, smoothed(losses, smoothing), color=color, linewidth=2, label=name)
+def _panel(axes: Axes, shape: Shape, result: ShapeResult, smoothing: float) -> None:
+    finding = result.finding
+    sweep = [point for point in result.sweep if not point.bad]
+    losses = smoothed([point.loss for point in sweep], smoothing)
+    axes.plot([point.lr for point in sweep], losses, color="0.65", linewidth=1.2, label="sweep, smoothed")
+    trials = sorted((trial.peak_lr, trial.loss) for trial in result.trials if math.isfinite(trial.loss))
+    axes.plot(
+        *zip(*trials, strict=True), color="black", marker="o", label="end of a short training"
+    ) if trials else None
+    for key, color, style, name in _MARKS:
+        rate = getattr(finding, key)
+        axes.axvline(rate, color=color, linestyle=style, linewidth=1.8, label=f"{name}, {rate:.2g}")
+    name = "knowing only how often tokens occur" if finding.knows_frequencies else "before training"
+    axes.axhline(finding.baseline, color="0.3", linestyle=":", label=f"{name}, {finding.baseline:.2f}")
+    axes.set_title(f"length {shape.seq_len}, batch {shape.batch_size}" + _layers(shape) + _bound(finding.edge_bound))
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate (of a training: its peak)")
+    axes.set_ylabel("loss, nats per token")
+    axes.tick_params(labelbottom=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize="small", frameon=False, loc="lower left")
+
+
+def _layers(shape: Shape) -> str:
+    return "" if shape.trainable_layers is None else f", top {shape.trainable_layers} layers"
+
+
+def _bound(bound: str) -> str:
+    return "" if bound == "exact" else f" (edge {bound})"

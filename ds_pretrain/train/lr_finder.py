@@ -1,4 +1,4 @@
-"""The learning-rate finder: sweeps every length of a curriculum on the live engine, and writes what it found."""
+"""The learning-rate finder: sweeps and trains every shape of a curriculum for a while, and writes what it found."""
 
 from __future__ import annotations
 
@@ -7,28 +7,22 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 
 from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import StagePlan
-from ds_pretrain.curriculum.lr_overlay import Shape, shapes
+from ds_pretrain.curriculum.lr_shapes import Shape, shapes
 from ds_pretrain.curriculum.unfreezing import same_layers
 from ds_pretrain.engine.ranks import Ranks, device_description
 from ds_pretrain.engine.snapshot import EngineSnapshot
 from ds_pretrain.errors import UserError
 from ds_pretrain.observe.logs import quiet_libraries
-from ds_pretrain.observe.lr_finder_files import OVERLAY, LengthResult, write_results
+from ds_pretrain.observe.lr_finder_files import OVERLAY, ShapeResult, write_results
 from ds_pretrain.observe.lr_finder_table import finder_table
-from ds_pretrain.schedules.lr_sweep import (
-    SweepPoint,
-    climb_ending,
-    climb_rates,
-    find_rates,
-    search_ending,
-    search_rates,
-    steepest_rate,
-)
+from ds_pretrain.schedules.lr_sweep import SweepPoint, steepest_rate, sweep_ending, sweep_rates
+from ds_pretrain.schedules.lr_trials import Trial, first_peak, judge, next_peak, trial_rates
 from ds_pretrain.train.run import on_ranks, say
 from ds_pretrain.train.run_folder import run_folder
 from ds_pretrain.train.setup import on_main, prepare_run, start_engine
@@ -63,22 +57,25 @@ def _find(recipe: Recipe, ranks: Ranks, arguments: Sequence[str], out: Path | No
     for warning in setup.warnings:
         say(ranks, warning if warning.startswith("note: ") else f"warning: {warning}")
     engine, _, layers = start_engine(setup, ranks)
-    wanted = shapes(setup.plan)
+    wanted = shapes(recipe, setup.plan)
+    settings = recipe.lr_finder
     say(
         ranks,
         f"{len(wanted)} shape(s) on {ranks.world_size} x {device_description(ranks)}, {setup.precision}, "
-        f"ZeRO {engine.zero_optimization_stage()}; {folder}",
+        f"ZeRO {engine.zero_optimization_stage()}; {folder}\n"
+        f"at most {len(wanted) * (settings.steps + settings.max_trials * settings.trial_steps):,} steps: a sweep of "
+        f"{settings.steps} and up to {settings.max_trials} trainings of {settings.trial_steps} a shape, mostly fewer",
     )
     trainer = SweepTrainer(engine, setup, ranks)
     snapshot = EngineSnapshot(engine, folder / _STATE, ranks)
-    found: dict[Shape, LengthResult] = {}
+    found: dict[Shape, ShapeResult] = {}
     trained = setup.plan.stages[0]
     for shape, stage in wanted.items():
         if not same_layers(trained, stage):
             snapshot.restore()
             engine, trained = layers.change(engine, trained, stage), stage
             trainer, snapshot = SweepTrainer(engine, setup, ranks), EngineSnapshot(engine, folder / _STATE, ranks)
-        found[shape] = sweep_length(trainer, snapshot, stage, _Progress(ranks, stage))
+        found[shape] = find_shape(trainer, snapshot, stage, shape, _Progress(ranks, shape))
     # not after an error: a rank that failed alone would wait for the others; the next finder clears what is left
     snapshot.delete()
     on_main(ranks, lambda: write_results(folder, recipe, setup.plan, found))
@@ -89,33 +86,84 @@ def _find(recipe: Recipe, ranks: Ranks, arguments: Sequence[str], out: Path | No
     say(ranks, f"  to train by it: {command} --config {shlex.quote(str(folder / OVERLAY))}")
 
 
-def sweep_length(
-    trainer: SweepTrainer, snapshot: EngineSnapshot, stage: StagePlan, show: Callable[[str, Sequence[SweepPoint]], None]
-) -> LengthResult:
-    """Both sweeps of one length, each from the snapshot. Every rank comes to the same result.
+class Listener(Protocol):
+    """Told how a shape gets on."""
+
+    def step(self, course: str, points: Sequence[SweepPoint]) -> None:
+        """After every step, with the name of its sweep or trial and that one's points so far."""
+
+    def trial(self, trial: Trial) -> None:
+        """After every trial."""
+
+
+def find_shape(
+    trainer: SweepTrainer, snapshot: EngineSnapshot, stage: StagePlan, shape: Shape, listener: Listener
+) -> ShapeResult:
+    """A sweep and the trials of one shape, each from the snapshot. Every rank comes to the same result.
 
     Args:
         trainer: over the live engine.
-        snapshot: where both sweeps begin.
-        stage: the first one of the length and batch.
-        show: told the sweep's name and its points after every step.
+        snapshot: where all of them begin.
+        stage: the first one of the shape.
+        shape: the shape.
+        listener: told of every step and trial.
+    """
+    settings = trainer.setup.recipe.lr_finder
+    frequency_loss = trainer.frequency_loss(stage, settings.trial_steps)
+    sweep = run_sweep(trainer, snapshot, stage, partial(listener.step, "sweep"))
+    trials: list[Trial] = []
+    peak: float | None = first_peak(steepest_rate(sweep, settings), settings)
+    while peak is not None:
+        show = partial(listener.step, f"training {len(trials) + 1}")
+        trials.append(run_trial(trainer, snapshot, stage, shape.warmup_steps, peak, show))
+        listener.trial(trials[-1])
+        peak = next_peak(trials, frequency_loss, settings)
+    return ShapeResult(tuple(sweep), tuple(trials), frequency_loss, judge(trials, frequency_loss, settings))
+
+
+def run_sweep(
+    trainer: SweepTrainer, snapshot: EngineSnapshot, stage: StagePlan, show: Callable[[Sequence[SweepPoint]], None]
+) -> list[SweepPoint]:
+    """The exponential sweep of a stage's shape, from the snapshot.
+
+    Args:
+        trainer, snapshot, stage: as for ``find_shape``.
+        show: told the points so far after every step.
     """
     settings = trainer.setup.recipe.lr_finder
 
-    def search_is_over(points: Sequence[SweepPoint]) -> bool:
-        show("search", points)
-        return search_ending(points, settings) is not None
-
-    def climb_is_over(points: Sequence[SweepPoint]) -> bool:
-        show("climb", points)
-        return climb_ending(points, settings, len(rates)) is not None
+    def is_over(points: Sequence[SweepPoint]) -> bool:
+        show(points)
+        return sweep_ending(points, settings) is not None
 
     snapshot.restore()
-    search = trainer.train(stage, search_rates(settings), search_is_over)
-    rates = climb_rates(settings, steepest_rate(search, settings))
+    return trainer.train(stage, sweep_rates(settings), is_over)
+
+
+def run_trial(
+    trainer: SweepTrainer,
+    snapshot: EngineSnapshot,
+    stage: StagePlan,
+    warmup_steps: int,
+    peak_lr: float,
+    show: Callable[[Sequence[SweepPoint]], None],
+) -> Trial:
+    """A short training of a stage's shape, from the snapshot; it ends early only where numbers are not finite.
+
+    Args:
+        trainer, snapshot, stage: as for ``find_shape``.
+        warmup_steps: its warmup.
+        peak_lr: rate at the end of the warmup.
+        show: told the points so far after every step.
+    """
+
+    def is_over(points: Sequence[SweepPoint]) -> bool:
+        show(points)
+        return points[-1].bad
+
     snapshot.restore()
-    climb = trainer.train(stage, rates, climb_is_over)
-    return LengthResult(tuple(search), tuple(climb), find_rates(search, climb, settings))
+    rates = trial_rates(peak_lr, trainer.setup.recipe.lr_finder.trial_steps, warmup_steps)
+    return Trial(peak_lr, tuple(trainer.train(stage, rates, is_over)))
 
 
 def _make(folder: Path) -> None:
@@ -126,18 +174,21 @@ def _make(folder: Path) -> None:
 
 
 class _Progress:
-    """A line now and then, on rank 0."""
+    """A line for every trial, and one now and then between, on rank 0."""
 
-    def __init__(self, ranks: Ranks, stage: StagePlan) -> None:
+    def __init__(self, ranks: Ranks, shape: Shape) -> None:
         self._ranks = ranks
-        self._stage = stage
+        self._name = f"len {shape.seq_len} batch {shape.batch_size}"
         self._due = 0.0
 
-    def __call__(self, sweep: str, points: Sequence[SweepPoint]) -> None:
+    def step(self, course: str, points: Sequence[SweepPoint]) -> None:
         """Shows the last point where a line is due."""
         now = time.monotonic()
         if now >= self._due:
             self._due = now + _SHOWN_SECONDS
             last = points[-1]
-            shape = f"len {self._stage.seq_len} batch {self._stage.batch_size}"
-            say(self._ranks, f"{shape} · {sweep} step {len(points)} · lr {last.lr:.1e} · loss {last.loss:.3f}")
+            say(self._ranks, f"{self._name} · {course} step {len(points)} · lr {last.lr:.1e} · loss {last.loss:.3f}")
+
+    def trial(self, trial: Trial) -> None:
+        """Shows what a trial came to."""
+        say(self._ranks, f"{self._name} · trained at {trial.peak_lr:g}: loss {trial.loss:.3f}")

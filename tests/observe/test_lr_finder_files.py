@@ -1,9 +1,10 @@
-"""What the learning-rate finder shows and leaves, from sweeps made by hand."""
+"""What the learning-rate finder shows and leaves, from trials made by hand."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 
@@ -11,47 +12,60 @@ import pytest
 from rich.console import Console
 from support import recipe
 
-from ds_pretrain.config import LrFinder, load_recipe
+from ds_pretrain.config import Recipe, load_recipe
 from ds_pretrain.curriculum import build_plan
+from ds_pretrain.curriculum.lr_shapes import Shape, shapes
 from ds_pretrain.errors import UserError
-from ds_pretrain.observe.lr_finder_files import LengthResult, rounded, write_results
+from ds_pretrain.observe.lr_finder_files import ShapeResult, rounded, write_results
 from ds_pretrain.observe.lr_finder_table import finder_table
-from ds_pretrain.schedules.lr_sweep import Finding, SweepPoint, climb_rates, find_rates, search_rates
+from ds_pretrain.schedules.lr_sweep import SweepPoint, sweep_rates
+from ds_pretrain.schedules.lr_trials import Trial, judge
+from ds_pretrain.schedules.schedule import LearningRateSchedule
 
-RECIPE = recipe(
-    curriculum={"stages": [{"step": 4 * index, "seq_len": 16 * (index + 1)} for index in range(3)]},
-    lr_finder={"steps": 20, "warm_start_steps": 10, "smoothing": 0.5},
-)
-SETTINGS: LrFinder = RECIPE.lr_finder
-
-
-def swept(turn: int) -> LengthResult:
-    """A loss that falls up to a step of the climb, and is no number two steps later."""
-    search = [SweepPoint(lr, 8.0 - 0.1 * step) for step, lr in enumerate(search_rates(SETTINGS))]
-    losses = [8.0 - 0.1 * min(step, 2 * turn - step) if step < turn + 2 else math.nan for step in range(30)]
-    rates = climb_rates(SETTINGS, 1e-4)
-    climb = [SweepPoint(lr, loss, math.isnan(loss)) for lr, loss in zip(rates, losses[: turn + 3], strict=False)]
-    return LengthResult(tuple(search), tuple(climb), find_rates(search, climb, SETTINGS))
+SETTINGS = {"steps": 20, "smoothing": 0.5, "trial_steps": 8}
+STAGES = [{"step": 4 * index, "seq_len": 16 * (index + 1)} for index in range(3)]
+RECIPE = recipe(curriculum={"stages": STAGES}, lr_finder=SETTINGS)
+FREQUENCY = 6.0
 
 
-FOUND = {(16 * (index + 1), 8): swept(turn) for index, turn in enumerate((5, 15, 30))}
+def tried(losses: Mapping[float, float], given: Recipe = RECIPE) -> ShapeResult:
+    """Trials that begin at 8.0 and end at a loss, or at a number that is not finite."""
+    sweep = [SweepPoint(lr, 8.0 - 0.1 * step) for step, lr in enumerate(sweep_rates(given.lr_finder))]
+    trials = [
+        Trial(peak, (*[SweepPoint(peak, 8.0)] * 7, SweepPoint(peak, loss, bad=not math.isfinite(loss))))
+        for peak, loss in losses.items()
+    ]
+    return ShapeResult(tuple(sweep), tuple(trials), FREQUENCY, judge(trials, FREQUENCY, given.lr_finder))
+
+
+EXACT = {2e-3: 5.0, 4e-3: 5.2, 1e-3: 5.5, 8e-3: math.nan}
+HIGHER = {4e-3: 5.0, 8e-3: 4.9, 1.6e-2: 4.8}
+NOTHING = {2e-3: 6.5, 1e-3: 6.2, 5e-4: 6.4, 4e-3: 9.0}
+
+
+def results(given: Recipe = RECIPE) -> dict[Shape, ShapeResult]:
+    return dict(
+        zip(shapes(given, build_plan(given)), (tried(losses) for losses in (EXACT, HIGHER, NOTHING)), strict=True)
+    )
 
 
 def test_all_three_files(tmp_path: Path) -> None:
     plan = build_plan(RECIPE)
-    write_results(tmp_path / "new/folder", RECIPE, plan, FOUND)
-    results = json.loads((tmp_path / "new/folder/results.json").read_text(encoding="utf-8"))
-    assert results["settings"]["steps"] == 20
-    second = results["lengths"][1]
-    finding = FOUND[32, 8].finding
-    assert (second["seq_len"], second["batch_size"], second["edge"]) == (32, 8, finding.edge)
-    assert second["climb"][-1] == {"lr": FOUND[32, 8].climb[-1].lr, "loss": None, "bad": True}
-    assert second["climb"][0] == {"lr": FOUND[32, 8].climb[0].lr, "loss": 8.0, "bad": False}
+    write_results(tmp_path / "new/folder", RECIPE, plan, results())
+    document = json.loads((tmp_path / "new/folder/results.json").read_text(encoding="utf-8"))
+    assert document["settings"]["steps"] == 20
+    first, second, third = document["lengths"]
+    assert (first["seq_len"], first["batch_size"], first["stages"]) == (16, 8, [0])
+    assert (first["edge"], first["suggestion"], first["divisor"], first["peak_lr"]) == (4e-3, 1e-3, 4.0, 1e-3)
+    assert first["frequency_loss"] == first["baseline"] == 6.0
+    broken = first["trials"][3]
+    assert (broken["peak_lr"], broken["loss"]) == (8e-3, None)
+    assert broken["points"][-1] == {"lr": 8e-3, "loss": None, "bad": True}
+    assert (second["edge_bound"], second["suggestion"]) == ("at least", 4e-3)
+    assert (third["knows_frequencies"], third["baseline"]) == (False, 8.0)
     overlay = load_recipe([tmp_path / "new/folder/overlay.yaml"], _required())
     assert overlay.curriculum.stages is not None
-    assert [stage.peak_lr for stage in overlay.curriculum.stages] == [
-        rounded(each.finding.suggestion) for each in FOUND.values()
-    ]
+    assert [stage.peak_lr for stage in overlay.curriculum.stages] == [1e-3, 4e-3, 5e-4]
     png = (tmp_path / "new/folder/lr_finder.png").read_bytes()
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert (int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")) == (1200, 800)
@@ -64,30 +78,36 @@ def _required() -> list[str]:
     ]  # fmt: skip
 
 
+def test_the_largest_rate_is_the_suggestion_also_where_the_shape_decides_the_peak(tmp_path: Path) -> None:
+    noam = {"type": "noam", "d_model": 64, "noam_warmup": 4, "scope": "stage"}
+    given = recipe(curriculum={"stages": STAGES}, lr_finder=SETTINGS, schedule=noam)
+    plan = build_plan(given)
+    write_results(tmp_path, given, plan, results(given))
+    after = load_recipe([tmp_path / "overlay.yaml"], [*_required(), *(f"schedule.{key}={noam[key]}" for key in noam)])
+    schedule = LearningRateSchedule(build_plan(after), after.schedule)
+    largest = [max(step.lr for step in schedule if step.stage == stage) for stage in range(3)]
+    assert largest == pytest.approx([1e-3, 4e-3, 5e-4], rel=0.01)
+    lengths = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["lengths"]
+    assert lengths[0]["peak_lr"] == 0.016  # 1e-3 x sqrt(64 x 4)
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=r"file.*: cannot be written"):
-        write_results(tmp_path / "file", RECIPE, build_plan(RECIPE), FOUND)
+        write_results(tmp_path / "file", RECIPE, build_plan(RECIPE), results())
 
 
-def test_the_table_says_what_an_edge_is_worth() -> None:
-    endings = {"search_ending": "stalled", "climb_ending": "end of the sweep"}
-    bounds = {
-        (16, 8): Finding(1e-3, 1.234e-2, 4.1133e-3, "exact", "diverged", "diverged"),
-        (32, 8): Finding(1e-3, 0.5, 0.1667, "at least", **endings),  # type: ignore[arg-type]
-        (64, 8): Finding(1e-5, 1e-5, 0.3333e-5, "at most", "not finite", "not finite"),
-    }
-    found = {shape: LengthResult((), (), finding) for shape, finding in bounds.items()}
+def test_the_table_says_what_a_finding_is_worth() -> None:
     console = Console(file=StringIO(), width=100)
-    console.print(finder_table("mine", found))
+    console.print(finder_table("mine", results()))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     rows = [line.split() for line in text.splitlines()]
-    assert ["16", "8", "1.00e-03", "1.23e-02", "4.11e-03", "diverged,", "step", "0"] in rows
-    assert any(row[:5] == ["32", "8", "1.00e-03", "≥", "5.00e-01"] for row in rows)
-    assert any(row[:5] == ["64", "8", "1.00e-05", "≤", "1.00e-05"] for row in rows)
+    assert ["16", "8", "all", "0.004", "0.002", "0.001", "4", "4", "5.000"] in rows
+    assert ["32", "8", "all", "≥", "0.016", "≥", "0.016", "0.004", "4", "3", "4.800"] in rows
+    text = " ".join(text.split())
     assert text.count("warning:") == 2
-    assert "length 32, batch 8: the loss had not left its minimum" in " ".join(text.split())
-    assert "lower lr_finder.start_lr" in " ".join(text.split())
+    assert "length 32, batch 8: the highest rate tried still trains; raise lr_finder.end_lr" in text
+    assert "length 48, batch 8: no trial learned more than how often each token occurs" in text
 
 
 def test_rates_have_three_digits() -> None:

@@ -23,7 +23,15 @@ CASES = [
     ("1", "fp16"),
 ]
 # from rates that teach nothing to rates at which no number is finite
-SWEEP = {"start_lr": 1e-3, "end_lr": 1e30, "steps": 60, "warm_start_steps": 10, "smoothing": 0.5}
+FINDER = {
+    "start_lr": 1e-3, "end_lr": 1e30, "steps": 60, "smoothing": 0.5, "trial_steps": 8, "max_trials": 10,
+}  # fmt: skip
+# the same length and batch twice, but not the same layers
+STAGES = [
+    {"step": 0, "seq_len": 16, "batch_size": 24, "grad_clip": 0.5, "trainable_layers": 1, "micro_batch_size": 4},
+    {"step": 4, "seq_len": 16, "batch_size": 24, "grad_clip": 0.5, "lr_multiplier": 0.5},
+    {"step": 8, "seq_len": 64, "batch_size": 12, "grad_clip": 0.05, "lr_multiplier": 0.7},
+]
 
 
 def launch(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -71,45 +79,75 @@ def test_a_terrible_rate_breaks_the_weights_and_no_more(courses: Any, case: tupl
 
 
 @pytest.fixture(scope="module")
-def found(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Folder of a finder's results, and what it printed."""
+def recipes(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The base recipe, and what the finder's is laid over it."""
     folder = tmp_path_factory.mktemp("found")
-    overlay = folder / "sweep.yaml"
-    overlay.write_text(yaml.safe_dump({"lr_finder": SWEEP, "run": {"output_dir": str(folder)}}), encoding="utf-8")
-    result = launch(ROOT / "launch/find_lr.py", "--config", str(base), "--config", str(overlay))
+    over = folder / "finder.yaml"
+    sections = {
+        "lr_finder": FINDER,
+        "run": {"output_dir": str(folder)},
+        "curriculum": {"stages": STAGES},
+        "deepspeed": {"zero_stage": 3},
+    }
+    over.write_text(yaml.safe_dump(sections), encoding="utf-8")
+    return base, over
+
+
+@pytest.fixture(scope="module")
+def found(recipes: tuple[Path, Path]) -> tuple[Path, str]:
+    """Folder of a finder's results, and what it printed."""
+    base, over = recipes
+    result = launch(ROOT / "launch/find_lr.py", "--config", str(base), "--config", str(over))
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
-    return folder / "run", result.stdout
+    return over.parent / "run", result.stdout
 
 
-def test_every_length_is_swept_to_its_end_whatever_happens(found: tuple[Path, str]) -> None:
+def test_every_shape_is_measured_to_its_end_whatever_happens(found: tuple[Path, str]) -> None:
     results = json.loads((found[0] / "lr_finder/results.json").read_text(encoding="utf-8"))
-    lengths = results["lengths"]
-    assert [(each["seq_len"], each["batch_size"]) for each in lengths] == [(16, 24), (32, 8), (64, 12)]
     assert results["world_size"] == 2
-    for each in lengths:
-        assert each["climb_ending"] in ("diverged", "not finite")
-        assert each["climb"][0]["loss"] == each["search"][0]["loss"]  # the same weights and rows
-        assert each["steepest"] >= 1e-3
-        assert 1e-3 / 2 <= each["edge"] < 1e10
-        assert each["suggestion"] == each["edge"] / 6
-        last = each["climb"][-1]
-        assert (last["loss"] is None) <= last["bad"]
+    shapes = results["lengths"]
+    keys = ("seq_len", "batch_size", "trainable_layers", "stages")
+    assert [tuple(each[key] for key in keys) for each in shapes] == [
+        (16, 24, 1, [0]), (16, 24, None, [1]), (64, 12, None, [2]),
+    ]  # fmt: skip
+    for each in shapes:
+        assert each["sweep_ending"] in ("diverged", "not finite", "stalled")
+        firsts = {trial["points"][0]["loss"] for trial in each["trials"]}
+        assert firsts == {each["sweep"][0]["loss"]}  # the same weights and rows, to the bit
+        assert 1e-3 <= each["suggestion"] <= each["edge"] / 4
+        assert each["divisor"] == each["edge"] / each["suggestion"]
+        assert 1 < each["frequency_loss"] < math.log(400)
+        for trial in each["trials"]:
+            last = trial["points"][-1]
+            assert (last["loss"] is None) <= last["bad"]
+            assert len(trial["points"]) == 8 or last["bad"]
+    top, everything = ([point["loss"] for point in each["sweep"]] for each in shapes[:2])
+    assert top[0] == pytest.approx(everything[0], rel=1e-6)  # rebuilt from the first weights
+    assert top[:20] != everything[:20]
 
 
-def test_the_overlay_is_a_recipe_with_the_found_rates(found: tuple[Path, str], base: Path) -> None:
+def test_it_says_before_how_long_it_may_take(found: tuple[Path, str]) -> None:
+    printed = found[1]
+    assert f"at most {3 * (60 + 10 * 8)} steps" in printed
+    assert printed.index("at most") < printed.index("trained at")
+
+
+def test_the_overlay_is_a_recipe_with_the_found_rates(found: tuple[Path, str], recipes: tuple[Path, Path]) -> None:
     folder = found[0] / "lr_finder"
-    overlay = str(folder / "overlay.yaml")
+    overlay = folder / "overlay.yaml"
     program = "from ds_pretrain.cli import main; main()"
-    command = [sys.executable, "-c", program, "plan", "--json", "--config", str(base), "--config", overlay]
+    files = [part for file in (*recipes, overlay) for part in ("--config", str(file))]
+    command = [sys.executable, "-c", program, "plan", "--json", *files]
     planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert planned.returncode == 0, planned.stderr
     lengths = json.loads((folder / "results.json").read_text(encoding="utf-8"))["lengths"]
     assert [stage["peak_lr"] for stage in json.loads(planned.stdout)["stages"]] == [
         float(f"{each['suggestion']:.2e}") for each in lengths
     ]
-    before, after = build_plan(load_recipe([base])), build_plan(load_recipe([base, Path(overlay)]))
-    assert [stage.grad_clip for stage in after.stages] == [stage.grad_clip for stage in before.stages]
+    before, after = build_plan(load_recipe(recipes)), build_plan(load_recipe([*recipes, overlay]))
+    for key in ("grad_clip", "trainable_layers", "micro_batch_size", "warmup_steps"):
+        assert [getattr(stage, key) for stage in after.stages] == [getattr(stage, key) for stage in before.stages]
 
 
 def test_only_its_own_folder_is_written(found: tuple[Path, str], base: Path) -> None:
@@ -136,6 +174,6 @@ def test_bad_input_ends_with_one_message(base: Path, tmp_path: Path) -> None:
     overrides = ["lr_finder.end_lr=1e-9", f"run.output_dir={tmp_path}"]
     result = launch(ROOT / "launch/find_lr.py", "--config", str(base), *overrides, "--out", str(tmp_path / "out"))
     assert result.returncode == 2
-    assert result.stderr.count("lr_finder.end_lr: found 1e-09; allowed: more than lr_finder.start_lr, 1e-05") == 1
+    assert result.stderr.count("lr_finder.end_lr: found 1e-09; allowed: at least twice lr_finder.start_lr, 1e-05") == 1
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,191 @@
+"""Short trainings, each at a peak rate of its own: which rates to try next, and what their losses say. Pure.
+
+A *trial* is a whole short training: a warmup, then a cosine down to a tenth of the peak. All trials of a stage begin
+at the same weights and see the same rows. Their peaks are rungs of one ladder, 1e-3 times powers of 2, which is
+climbed up until no rate trains any more, and down until a lower rate is worse. So what is reported was trained at,
+and is not predicted from a sweep.
+
+A trial *trains* if it learns what a broken model does not. A model that was broken by its rate still knows how often
+each token occurs; so the baseline is the loss of knowing only that (or the first loss, for weights that knew more),
+and a trial trains if it gets at least a tenth as far below it as the best one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ds_pretrain.config import LrFinder
+from ds_pretrain.schedules.lr_sweep import SweepPoint
+
+Bound = Literal["exact", "at least", "at most"]
+RUNG = 2.0
+ANCHOR = 1e-3
+# where the best rate of a short training lay, on the models measured, by the rate of a sweep's steepest descent
+FROM_STEEPEST = 4.0
+# share of the best trial's learning that is training
+TRAINS = 0.1
+# nats below the loss of knowing frequencies from which on a trial has certainly learned more than them
+MARGIN = 0.1
+# the suggestion is never more than this part of the edge
+MIN_DIVISOR = 4.0
+FLOOR = 0.1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A short training.
+
+    Args:
+        peak_lr: rate at the end of its warmup.
+        points: its steps.
+    """
+
+    peak_lr: float
+    points: tuple[SweepPoint, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the last eighth of its steps, in nats per token; infinite where a number was not finite."""
+        if self.points[-1].bad:
+            return math.inf
+        last = self.points[-max(1, len(self.points) // 8) :]
+        return sum(point.loss for point in last) / len(last)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the trials of a stage say; every rate is one that was trained at, unless a divisor was asked for.
+
+    Args:
+        edge: highest rate that trains.
+        edge_bound: ``at least`` where no higher one was tried that does not, ``at most`` where none trains.
+        best: rate of the lowest loss.
+        best_bound: ``at most`` where the loss was still falling at the lowest rate tried, ``at least`` at the highest.
+        suggestion: peak rate to train with.
+        divisor: edge over suggestion.
+        baseline: loss in nats per token that a trial must get below to have learned anything.
+        knows_frequencies: whether that is the loss of knowing how often each token occurs; where no trial got below
+            it, the first loss takes its place, and the edge is worth less.
+    """
+
+    edge: float
+    edge_bound: Bound
+    best: float
+    best_bound: Bound
+    suggestion: float
+    divisor: float
+    baseline: float
+    knows_frequencies: bool
+
+
+def trial_rates(peak_lr: float, steps: int, warmup_steps: int) -> tuple[float, ...]:
+    """Learning rates of a trial: a linear warmup, then half a cosine from the peak down to a tenth of it.
+
+    Args:
+        peak_lr: rate of the last step of the warmup and the first one after.
+        steps: of the trial.
+        warmup_steps: of them, the warmup.
+    """
+    rest = steps - warmup_steps
+    warmup = ((step + 1) / warmup_steps for step in range(warmup_steps))
+    cosine = (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * step / rest)) for step in range(rest))
+    return tuple(peak_lr * factor for factor in (*warmup, *cosine))
+
+
+def first_peak(steepest: float, settings: LrFinder) -> float:
+    """The rung to begin at: four times the sweep's steepest descent, within the range of rates.
+
+    Args:
+        steepest: rate around which a sweep's loss fell fastest.
+        settings: of the recipe.
+    """
+    lowest = math.ceil(_height(settings.start_lr) - 1e-6)
+    highest = math.floor(_height(settings.end_lr) + 1e-6)
+    return _rung(max(min(round(_height(FROM_STEEPEST * steepest)), highest), lowest))
+
+
+def next_peak(trials: Sequence[Trial], frequency_loss: float, settings: LrFinder) -> float | None:
+    """The peak rate to try next; None where the trials are enough.
+
+    Args:
+        trials: so far, at least one, in any order: rungs without a gap.
+        frequency_loss: loss in nats per token of knowing only how often each token occurs.
+        settings: range of rates, number of trials, and whether the best rate is asked for.
+    """
+    if len(trials) >= settings.max_trials:
+        return None
+    ladder = _ladder(trials)
+    learned, _, knows_frequencies = _learned(ladder, frequency_loss)
+    up, down = ladder[-1].peak_lr * RUNG, ladder[0].peak_lr / RUNG
+    trains = _trains(learned)
+    # down first: what trains is measured by the best
+    if knows_frequencies:
+        wants_lower = settings.safety_divisor == "auto" and ladder[0] is _best(ladder)
+    else:
+        wants_lower = ladder[0] is _best(ladder) or trains[0]
+    goes_up = trains[-1] and up <= settings.end_lr
+    if wants_lower and down >= settings.start_lr and not (len(trials) == 1 and goes_up):
+        return down
+    return up if goes_up else None
+
+
+def judge(trials: Sequence[Trial], frequency_loss: float, settings: LrFinder) -> Finding:
+    """Edge, best rate and suggestion, from all trials of a stage.
+
+    The suggestion is the best rate, but never more than a quarter of the edge; with a number as ``safety_divisor`` it
+    is the edge divided by that.
+
+    Args:
+        trials: at least one, in any order: rungs without a gap.
+        frequency_loss: as for ``next_peak``.
+        settings: of the recipe.
+    """
+    ladder = _ladder(trials)
+    learned, baseline, knows_frequencies = _learned(ladder, frequency_loss)
+    edge, edge_bound = _edge(ladder, _trains(learned))
+    best = _best(ladder)
+    best_bound: Bound = "at most" if best is ladder[0] else "at least" if best is ladder[-1] else "exact"
+    divisor = settings.safety_divisor
+    suggestion = min(best.peak_lr, edge / MIN_DIVISOR) if divisor == "auto" else edge / divisor
+    return Finding(
+        edge, edge_bound, best.peak_lr, best_bound, suggestion, edge / suggestion, baseline, knows_frequencies
+    )  # fmt: skip
+
+
+def _rung(height: int) -> float:
+    return ANCHOR * RUNG**height
+
+
+def _height(rate: float) -> float:
+    """Rungs above 1e-3."""
+    return math.log(rate / ANCHOR, RUNG)
+
+
+def _ladder(trials: Sequence[Trial]) -> list[Trial]:
+    return sorted(trials, key=lambda trial: trial.peak_lr)
+
+
+def _best(ladder: Sequence[Trial]) -> Trial:
+    return min(ladder, key=lambda trial: trial.loss)
+
+
+def _edge(ladder: Sequence[Trial], trains: Sequence[bool]) -> tuple[float, Bound]:
+    training = [trial.peak_lr for trial, does in zip(ladder, trains, strict=True) if does]
+    if not training:
+        return ladder[0].peak_lr, "at most"
+    return training[-1], "at least" if training[-1] == ladder[-1].peak_lr else "exact"
+
+
+def _learned(ladder: Sequence[Trial], frequency_loss: float) -> tuple[list[float], float, bool]:
+    """Nats that every trial got below the baseline, never negative; the baseline; whether it is of frequencies."""
+    start = ladder[0].points[0].loss
+    knows = _best(ladder).loss < frequency_loss - MARGIN
+    baseline = min(start, frequency_loss) if knows else start
+    return [max(0.0, baseline - trial.loss) for trial in ladder], baseline, knows
+
+
+def _trains(learned: Sequence[float]) -> list[bool]:
+    return [amount > 0 and amount >= TRAINS * max(learned) for amount in learned]

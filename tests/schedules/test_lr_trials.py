@@ -1,0 +1,162 @@
+"""Which rates are tried, and what trials say, on losses made by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ds_pretrain.config import LrFinder
+from ds_pretrain.schedules.lr_sweep import SweepPoint
+from ds_pretrain.schedules.lr_trials import Finding, Trial, first_peak, judge, next_peak, trial_rates
+
+START, FREQUENCY = 8.3, 6.4
+
+
+def settings(**changes: Any) -> LrFinder:
+    return LrFinder(**changes)
+
+
+def trial(peak_lr: float, loss: float) -> Trial:
+    """Begins at ``START`` and ends at ``loss``, or at a number that is not finite."""
+    last = SweepPoint(peak_lr, loss, not math.isfinite(loss))
+    return Trial(peak_lr, (SweepPoint(peak_lr, START), *[last] * 7))
+
+
+def ladder(losses: Mapping[float, float]) -> list[Trial]:
+    return [trial(rate, loss) for rate, loss in losses.items()]
+
+
+def climbed(first: float, loss_at: Callable[[float], float], chosen: LrFinder) -> tuple[list[float], Finding]:
+    """The rates tried, in order, and the finding."""
+    trials, peak = [], first_peak(first / 4, chosen)
+    while True:
+        trials.append(trial(peak, loss_at(peak)))
+        following = next_peak(trials, FREQUENCY, chosen)
+        if following is None:
+            return [each.peak_lr for each in trials], judge(trials, FREQUENCY, chosen)
+        peak = following
+
+
+def test_a_trial_warms_up_and_falls_to_a_tenth() -> None:
+    rates = trial_rates(0.1, 10, 2)
+    assert rates[:3] == pytest.approx([0.05, 0.1, 0.1])
+    # half a cosine over 8 steps: its middle is 0.55 of the peak, its last step 0.1 + 0.9 x (1 + cos(7 pi / 8)) / 2
+    assert rates[6] == pytest.approx(0.055)
+    assert rates[9] == pytest.approx(0.1 * (0.1 + 0.45 * (1 + math.cos(7 * math.pi / 8))))
+    assert trial_rates(0.1, 10, 0)[0] == 0.1
+
+
+def test_the_loss_of_a_trial_is_that_of_its_last_eighth() -> None:
+    points = [SweepPoint(0.1, loss) for loss in (9.0, 8, 7, 6, 5, 4, 3, 2, 1, 0, 5, 5, 5, 5, 1, 2)]
+    assert Trial(0.1, tuple(points)).loss == 1.5
+    assert Trial(0.1, (*points, SweepPoint(0.1, 1.0, bad=True))).loss == math.inf
+
+
+def test_the_first_rate_is_the_rung_nearest_to_four_times_the_steepest() -> None:
+    assert first_peak(6e-4, settings()) == 2e-3  # 2.4e-3 is nearer to 2e-3 than to 4e-3
+    assert first_peak(7.6e-4, settings()) == 4e-3  # 3.04e-3, by ratio
+    assert first_peak(1e-5, settings(start_lr=1e-3)) == 1e-3
+    assert first_peak(1.0, settings(end_lr=0.1)) == 0.064
+
+
+# the losses of 80 steps of the quickstart at length 64, as an example of what they look like
+CURVE = {2.5e-4: 6.9, 5e-4: 6.2, 1e-3: 5.8, 2e-3: 5.4, 4e-3: 5.5, 8e-3: 5.7, 1.6e-2: 6.0, 3.2e-2: 6.38, 6.4e-2: 6.7}
+
+
+@pytest.mark.parametrize(
+    ("first", "tried"),
+    [
+        (2e-3, [2e-3, 4e-3, 1e-3, 8e-3, 1.6e-2, 3.2e-2]),  # down until one is worse, then up until one does not train
+        (1e-3, [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]),
+        (3.2e-2, [3.2e-2, 6.4e-2, 1.6e-2, 8e-3, 4e-3, 2e-3, 1e-3]),  # the lower ones show that it does not train
+    ],
+)
+def test_the_ladder_is_climbed_as_far_as_it_tells(first: float, tried: list[float]) -> None:
+    rates, finding = climbed(first, CURVE.__getitem__, settings())
+    assert rates == tried
+    assert (finding.edge, finding.edge_bound) == (1.6e-2, "exact")
+    assert (finding.best, finding.best_bound) == (2e-3, "exact")
+    assert (finding.suggestion, finding.divisor) == (2e-3, 8.0)
+    assert (finding.baseline, finding.knows_frequencies) == (FREQUENCY, True)
+
+
+def test_what_trains_is_a_tenth_of_what_the_best_learns() -> None:
+    # the best learns 1.0 beyond the frequencies
+    assert judge(ladder({1e-3: 6.0, 2e-3: 5.4, 4e-3: 6.29}), FREQUENCY, settings()).edge == 4e-3
+    assert judge(ladder({1e-3: 6.0, 2e-3: 5.4, 4e-3: 6.31}), FREQUENCY, settings()).edge == 2e-3
+
+
+def test_the_suggestion_keeps_off_the_edge() -> None:
+    finding = judge(ladder({2e-3: 5.8, 4e-3: 5.6, 8e-3: 5.5, 1.6e-2: math.inf}), FREQUENCY, settings())
+    assert (finding.best, finding.edge) == (8e-3, 8e-3)
+    assert finding.suggestion == 2e-3
+
+
+def test_a_number_as_divisor_asks_for_the_edge_alone() -> None:
+    chosen = settings(safety_divisor=6.0)
+    rates, finding = climbed(2e-3, CURVE.__getitem__, chosen)
+    assert rates == [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]
+    assert finding.suggestion == 1.6e-2 / 6
+    assert finding.divisor == pytest.approx(6.0)
+
+
+def test_a_rate_that_breaks_numbers_is_the_end_of_the_climb() -> None:
+    rates, finding = climbed(2e-3, lambda rate: CURVE[rate] if rate < 1e-2 else math.inf, settings())
+    assert rates == [2e-3, 4e-3, 1e-3, 8e-3, 1.6e-2]
+    assert finding.edge == 8e-3
+
+
+def test_bounds_where_the_range_ends() -> None:
+    rates, finding = climbed(2e-3, CURVE.__getitem__, settings(start_lr=1.5e-3, end_lr=8e-3))
+    assert sorted(rates) == [2e-3, 4e-3, 8e-3]
+    assert (finding.edge, finding.edge_bound) == (8e-3, "at least")
+    assert (finding.best, finding.best_bound) == (2e-3, "at most")
+    assert climbed(2e-3, CURVE.__getitem__, settings(max_trials=3))[1].edge_bound == "at least"
+
+
+def test_where_no_rate_trains_the_edge_is_below_all() -> None:
+    rates, finding = climbed(2e-3, lambda rate: 9.0, settings(start_lr=2e-4))
+    assert rates == [2e-3, 1e-3, 5e-4, 2.5e-4]
+    assert (finding.edge, finding.edge_bound) == (2.5e-4, "at most")
+
+
+def test_weights_that_knew_more_have_to_get_below_their_first_loss() -> None:
+    # continued training: what ends at 3.1 is far below the frequencies, and yet broken
+    trials = [
+        Trial(rate, (SweepPoint(rate, 3.0), *[SweepPoint(rate, loss)] * 7))
+        for rate, loss in {1e-4: 2.9, 2e-4: 2.8, 4e-4: 2.95, 8e-4: 3.1}.items()
+    ]
+    finding = judge(trials, FREQUENCY, settings())
+    assert (finding.baseline, finding.edge, finding.best) == (3.0, 4e-4, 2e-4)
+
+
+def test_trials_too_short_for_more_than_frequencies_say_so() -> None:
+    finding = judge(ladder({1e-3: 7.0, 2e-3: 6.5, 4e-3: 6.8, 8e-3: 8.2}), FREQUENCY, settings())
+    assert not finding.knows_frequencies
+    assert (finding.baseline, finding.edge) == (START, 4e-3)
+
+
+@given(st.floats(1e-5, 0.5), st.integers(-6, 6), st.integers(0, 3), st.floats(0.05, 0.5), st.data())
+def test_best_and_edge_are_found_wherever_the_climb_begins(
+    first: float, best: int, room: int, slope: float, data: st.DataObject
+) -> None:
+    """Losses that rise on both sides of the best rung, and give out a few rungs above it."""
+
+    def loss_at(rate: float) -> float:
+        height = round(math.log2(rate / 1e-3))
+        broken = FREQUENCY + data.draw(st.floats(0.0, 1.5), label=str(height))
+        return broken if height > best + room else min(5.0 + slope * abs(height - best), FREQUENCY - 0.2)
+
+    chosen = settings(start_lr=1e-6, max_trials=40)
+    rates, finding = climbed(first, loss_at, chosen)
+    assert finding.best == 1e-3 * 2.0**best
+    assert finding.edge == 1e-3 * 2.0 ** (best + room)
+    assert finding.suggestion == min(finding.best, finding.edge / 4)
+    heights = sorted(round(math.log2(rate / 1e-3)) for rate in rates)
+    assert heights == list(range(heights[0], heights[-1] + 1))
+    assert all(chosen.start_lr <= rate <= chosen.end_lr for rate in rates)
