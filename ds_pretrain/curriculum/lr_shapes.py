@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -49,6 +50,44 @@ def shapes(recipe: Recipe, plan: Plan) -> Mapping[Shape, StagePlan]:
     for stage in plan.stages:
         found.setdefault(stage_shape(recipe, stage), stage)
     return found
+
+
+def measured_shapes(recipe: Recipe, plan: Plan) -> Mapping[Shape, StagePlan]:
+    """Those of a plan's shapes that are trained with; all of them, but of a pacing function's many only some.
+
+    These are its first and last length, and between them lengths at least a factor of 2 apart; the rates of the
+    others lie between.
+    """
+    found = shapes(recipe, plan)
+    if recipe.curriculum.pacing is None:
+        return found
+    chosen: dict[Shape, StagePlan] = {}
+    last = plan.stages[-1].seq_len
+    for shape, stage in found.items():
+        lengths = [each.seq_len for each in chosen]
+        apart = all(_ratio(shape.seq_len, each) >= 2 for each in (*lengths, last))
+        if not chosen or apart or (shape.seq_len == last and last not in lengths):
+            chosen[shape] = stage
+    return chosen
+
+
+def rate_between(rates: Mapping[int, float], seq_len: int) -> float:
+    """The rate of a length from those of others: on a straight line between its neighbours, over log(length).
+
+    Args:
+        rates: by length; log(rate) is what lies on the line.
+        seq_len: tokens, not below the least length and not above the largest.
+    """
+    below = max(length for length in rates if length <= seq_len)
+    above = min(length for length in rates if length >= seq_len)
+    if below == above:
+        return rates[below]
+    share = math.log(seq_len / below) / math.log(above / below)
+    return math.exp((1 - share) * math.log(rates[below]) + share * math.log(rates[above]))
+
+
+def _ratio(first: int, second: int) -> float:
+    return max(first, second) / min(first, second)
 
 
 def shape_values(shape: Shape) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import yaml
 from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import Plan
 from ds_pretrain.curriculum.lr_overlay import peak_lr_overlay
-from ds_pretrain.curriculum.lr_shapes import Shape, shape_values, stage_shape
+from ds_pretrain.curriculum.lr_shapes import Shape, rate_between, shape_values, stage_shape
 from ds_pretrain.errors import UserError
 from ds_pretrain.schedules.curve import largest_factor
 from ds_pretrain.schedules.lr_sweep import SweepPoint, steepest_rate, sweep_ending
@@ -49,7 +49,7 @@ def write_results(folder: Path, recipe: Recipe, plan: Plan, found: Mapping[Shape
     Args:
         folder: where to; made where it is missing.
         recipe, plan: what was swept.
-        found: the result of every shape of the plan, in order.
+        found: the result of every shape that was measured, in order.
 
     Raises:
         UserError: the folder cannot be written.
@@ -58,15 +58,19 @@ def write_results(folder: Path, recipe: Recipe, plan: Plan, found: Mapping[Shape
 
     # noam multiplies the peak by a number far below 1: the stage's peak is what makes its largest rate the suggestion
     factor = largest_factor(recipe.schedule)
-    peaks = {shape: rounded(result.finding.suggestion / factor) for shape, result in found.items()}
+    rates = {shape: result.finding.suggestion / factor for shape, result in found.items()}
+    by_length = {shape.seq_len: rate for shape, rate in rates.items()}
+    peaks = [
+        rounded(rates[shape] if shape in rates else rate_between(by_length, stage.seq_len))
+        for stage, shape in ((stage, stage_shape(recipe, stage)) for stage in plan.stages)
+    ]
     document = {
         "settings": recipe.lr_finder.model_dump(mode="json"),
         "world_size": plan.world_size,
-        "lengths": [
-            _length(recipe, plan, shape, result) | {"peak_lr": peaks[shape]} for shape, result in found.items()
-        ],
+        "peak_lrs": peaks,
+        "lengths": [_length(recipe, plan, shape, result) for shape, result in found.items()],
     }
-    overlay = peak_lr_overlay(recipe, plan, [peaks[stage_shape(recipe, stage)] for stage in plan.stages])
+    overlay = peak_lr_overlay(recipe, plan, peaks)
     heading = (
         "# Peak learning rates from short trainings; give it after the recipe: --config RECIPE --config this file\n"
     )

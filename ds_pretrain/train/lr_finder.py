@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import StagePlan
-from ds_pretrain.curriculum.lr_shapes import Shape, shapes
+from ds_pretrain.curriculum.lr_shapes import Shape, measured_shapes
 from ds_pretrain.curriculum.unfreezing import same_layers
 from ds_pretrain.engine.ranks import Ranks, device_description
 from ds_pretrain.engine.snapshot import EngineSnapshot
@@ -57,7 +57,7 @@ def _find(recipe: Recipe, ranks: Ranks, arguments: Sequence[str], out: Path | No
     for warning in setup.warnings:
         say(ranks, warning if warning.startswith("note: ") else f"warning: {warning}")
     engine, _, layers = start_engine(setup, ranks)
-    wanted = shapes(recipe, setup.plan)
+    wanted = measured_shapes(recipe, setup.plan)
     settings = recipe.lr_finder
     say(
         ranks,

@@ -14,7 +14,7 @@ from support import recipe
 
 from ds_pretrain.config import Recipe, load_recipe
 from ds_pretrain.curriculum import build_plan
-from ds_pretrain.curriculum.lr_shapes import Shape, shapes
+from ds_pretrain.curriculum.lr_shapes import Shape, measured_shapes, shapes
 from ds_pretrain.errors import UserError
 from ds_pretrain.observe.lr_finder_files import ShapeResult, rounded, write_results
 from ds_pretrain.observe.lr_finder_table import finder_table
@@ -56,7 +56,8 @@ def test_all_three_files(tmp_path: Path) -> None:
     assert document["settings"]["steps"] == 20
     first, second, third = document["lengths"]
     assert (first["seq_len"], first["batch_size"], first["stages"]) == (16, 8, [0])
-    assert (first["edge"], first["suggestion"], first["divisor"], first["peak_lr"]) == (4e-3, 1e-3, 4.0, 1e-3)
+    assert (first["edge"], first["suggestion"], first["divisor"]) == (4e-3, 1e-3, 4.0)
+    assert document["peak_lrs"] == [1e-3, 4e-3, 5e-4]
     assert first["frequency_loss"] == first["baseline"] == 6.0
     broken = first["trials"][3]
     assert (broken["peak_lr"], broken["loss"]) == (8e-3, None)
@@ -87,8 +88,24 @@ def test_the_largest_rate_is_the_suggestion_also_where_the_shape_decides_the_pea
     schedule = LearningRateSchedule(build_plan(after), after.schedule)
     largest = [max(step.lr for step in schedule if step.stage == stage) for stage in range(3)]
     assert largest == pytest.approx([1e-3, 4e-3, 5e-4], rel=0.01)
-    lengths = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["lengths"]
-    assert lengths[0]["peak_lr"] == 0.016  # 1e-3 x sqrt(64 x 4)
+    document = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert document["peak_lrs"][0] == 0.016  # 1e-3 x sqrt(64 x 4)
+
+
+def test_lengths_of_a_pacing_function_between_those_measured_get_rates_between(tmp_path: Path) -> None:
+    pacing = {"kind": "linear", "start_seq_len": 8, "fraction": 1.0, "multiple": 8}
+    given = recipe(curriculum={"pacing": pacing, "total_steps": 80}, lr_finder=SETTINGS)
+    plan = build_plan(given)
+    wanted = measured_shapes(given, plan)
+    assert [shape.seq_len for shape in wanted] == [8, 16, 32, 64]
+    assert [stage.seq_len for stage in plan.stages] == [8, 16, 24, 32, 40, 48, 56, 64]
+    losses = (
+        {peak: 5.0, 2 * peak: 5.5, peak / 2: 5.5, 4 * peak: 5.8, 8 * peak: 9.0} for peak in (8e-3, 4e-3, 2e-3, 1e-3)
+    )
+    write_results(tmp_path, given, plan, dict(zip(wanted, map(tried, losses), strict=True)))
+    peaks = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["peak_lrs"]
+    # here the rate falls as the length grows: 0.064 / length
+    assert peaks == pytest.approx([0.064 / length for length in (8, 16, 24, 32, 40, 48, 56, 64)], rel=0.01)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
