@@ -85,10 +85,10 @@ def test_the_ladder_is_climbed_as_far_as_it_tells(first: float, tried: list[floa
     assert (finding.baseline, finding.knows_frequencies) == (FREQUENCY, True)
 
 
-def test_what_trains_is_a_tenth_of_what_the_best_learns() -> None:
+def test_what_trains_is_a_fifth_of_what_the_best_learns() -> None:
     # the best learns 1.0 beyond the frequencies
-    assert judge(ladder({1e-3: 6.0, 2e-3: 5.4, 4e-3: 6.29}), FREQUENCY, settings()).edge == 4e-3
-    assert judge(ladder({1e-3: 6.0, 2e-3: 5.4, 4e-3: 6.31}), FREQUENCY, settings()).edge == 2e-3
+    assert judge(ladder({1e-3: 6.0, 2e-3: 5.4, 4e-3: 6.19}), FREQUENCY, settings()).edge == 4e-3
+    assert judge(ladder({1e-3: 6.0, 2e-3: 5.4, 4e-3: 6.21}), FREQUENCY, settings()).edge == 2e-3
 
 
 def test_the_suggestion_keeps_off_the_edge() -> None:
@@ -150,7 +150,7 @@ def test_best_and_edge_are_found_wherever_the_climb_begins(
     def loss_at(rate: float) -> float:
         height = round(math.log2(rate / 1e-3))
         broken = FREQUENCY + data.draw(st.floats(0.0, 1.5), label=str(height))
-        return broken if height > best + room else min(5.0 + slope * abs(height - best), FREQUENCY - 0.2)
+        return broken if height > best + room else min(5.0 + slope * abs(height - best), FREQUENCY - 0.4)
 
     chosen = settings(start_lr=1e-6, max_trials=40)
     rates, finding = climbed(first, loss_at, chosen)
