@@ -26,15 +26,15 @@ import numpy as np
 os.environ.setdefault("LOCAL_RANK", "0")
 
 from ds_pretrain.config import LrFinder, load_recipe
+from ds_pretrain.curriculum import StagePlan
 from ds_pretrain.curriculum.lr_shapes import stage_shape
 from ds_pretrain.data.manifest import open_corpus
 from ds_pretrain.engine.ranks import Ranks, start_ranks, stop_ranks
 from ds_pretrain.engine.snapshot import EngineSnapshot
 from ds_pretrain.observe.logs import quiet_libraries
 from ds_pretrain.schedules.lr_sweep import SweepPoint, steepest_rate
-from ds_pretrain.schedules.lr_trials import Finding, Trial, first_peak, judge, next_peak
-from ds_pretrain.train.evaluation import Evaluator
-from ds_pretrain.train.lr_finder import run_sweep, run_trial
+from ds_pretrain.schedules.lr_trials import Baselines, Finding, Trial, first_peak, judge, next_peak
+from ds_pretrain.train.lr_finder import run_sweep
 from ds_pretrain.train.setup import Setup, prepare_run, start_engine
 from ds_pretrain.train.stop import StopRequest
 from ds_pretrain.train.sweep import SweepTrainer
@@ -52,7 +52,6 @@ class Bench:
     setup: Setup
     trainer: SweepTrainer
     snapshot: EngineSnapshot
-    evaluator: Evaluator
 
     @classmethod
     def open(cls, seed: int, scratch: Path, overrides: list[str], ranks: Ranks) -> Bench:
@@ -61,42 +60,47 @@ class Bench:
         recipe = load_recipe([ROOT / "ds_configs/quickstart.yaml"], [*fixed, *overrides])
         setup = prepare_run(recipe, ranks, StopRequest(), fresh=True)
         engine, *_ = start_engine(setup, ranks)
-        evaluator = Evaluator(setup.corpus.validation, recipe, ranks)
         snapshot = EngineSnapshot(engine, scratch / f"state{seed}", ranks)
-        return cls(setup, SweepTrainer(engine, setup, ranks), snapshot, evaluator)
+        return cls(setup, SweepTrainer(engine, setup, ranks), snapshot)
 
-    def train(self, seq_len: int, peak_lr: float) -> tuple[Trial, float | None]:
-        """A short training, and its validation loss at the length; None where that is no number."""
-        stage = next(stage for stage in self.setup.plan.stages if stage.seq_len == seq_len)
+    def stage(self, seq_len: int) -> StagePlan:
+        """The stage of a length."""
+        return next(stage for stage in self.setup.plan.stages if stage.seq_len == seq_len)
+
+    def train(self, seq_len: int, peak_lr: float) -> Trial:
+        """A short training, whose loss is that of the validation text at the length."""
+        stage = self.stage(seq_len)
+        self.snapshot.restore()
         warmup = stage_shape(self.setup.recipe, stage).warmup_steps
-        trial = run_trial(self.trainer, self.snapshot, stage, warmup, peak_lr, lambda points: None)
-        loss = self.evaluator.evaluate(self.trainer.engine, [seq_len])[0]["val_loss"]
-        assert isinstance(loss, float)
-        print(f"length {seq_len}: {peak_lr:g} -> {trial.loss:.3f}, validation {loss:.3f}", flush=True)
-        return trial, loss if math.isfinite(loss) else None
+        trial = self.trainer.try_peak(stage, peak_lr, warmup, lambda points: None)
+        print(f"length {seq_len}: {peak_lr:g} -> {trial.loss:.3f}", flush=True)
+        return trial
 
 
 def find(bench: Bench, seq_len: int, kept: dict[str, Any], keep: Callable[[], None]) -> Finding:
-    """What ``find_shape`` does, with every sweep and trial kept as soon as it is there."""
-    settings = bench.setup.recipe.lr_finder
-    stage = next(stage for stage in bench.setup.plan.stages if stage.seq_len == seq_len)
-    if "frequency_loss" not in kept:
-        kept["frequency_loss"] = bench.trainer.frequency_loss(stage, settings.trial_steps)
-    if "sweep" not in kept:
+    """What ``find_shape`` does, with the sweep and every trial kept as soon as it is there."""
+    settings, stage = bench.setup.recipe.lr_finder, bench.stage(seq_len)
+    if "baselines" not in kept:
+        bench.snapshot.restore()
+        kept["baselines"] = asdict(bench.trainer.baselines(stage, math.nan))
+    trials, baselines = _trials(kept), Baselines(**kept["baselines"])
+    peak: float | None
+    if trials:
+        peak = next_peak(trials, baselines, settings)
+    else:
         sweep = run_sweep(bench.trainer, bench.snapshot, stage, lambda points: None)
         kept["sweep"] = [asdict(point) for point in sweep]
-        keep()
-    peak: float | None = first_peak(steepest_rate(_points(kept["sweep"]), settings), settings)
-    trials = [Trial(each["peak_lr"], _points(each["points"])) for each in kept.setdefault("trials", [])]
-    if trials:
-        peak = next_peak(trials, kept["frequency_loss"], settings)
+        peak = first_peak(steepest_rate(sweep, settings), settings)
     while peak is not None:
-        trial, _ = bench.train(seq_len, peak)
-        trials.append(trial)
-        kept["trials"].append(asdict(trial))
+        trials.append(bench.train(seq_len, peak))
+        kept.setdefault("trials", []).append(asdict(trials[-1]))
         keep()
-        peak = next_peak(trials, kept["frequency_loss"], settings)
-    return judge(trials, kept["frequency_loss"], settings)
+        peak = next_peak(trials, baselines, settings)
+    return _judged(kept, settings)
+
+
+def _judged(kept: dict[str, Any], settings: LrFinder) -> Finding:
+    return judge(_trials(kept), Baselines(**kept["baselines"]), settings)
 
 
 def wanted_rates(finding: Finding) -> list[float]:
@@ -125,21 +129,25 @@ def table(results: dict[str, Any], settings: LrFinder) -> str:
     ]
     limit = results["unigram_loss"] - MARGIN
     for seq_len, kept in results["lengths"].items():
-        trials = [Trial(each["peak_lr"], _points(each["points"])) for each in kept["trials"]]
-        finding = judge(trials, kept["frequency_loss"], settings)
+        finding = _judged(kept, settings)
         rates = [multiple * finding.suggestion for multiple in sorted(MULTIPLES)]
-        cells = [_cell(kept["losses"], rate, limit) for rate in (*rates, finding.edge / 2, finding.edge * 2)]
+        cells = [_cell(kept.get("losses", {}), rate, limit) for rate in (*rates, finding.edge / 2, finding.edge * 2)]
         lines.append(
-            f"| {seq_len} | {len(trials)} | {finding.edge:g} | {finding.suggestion:g} | " + " | ".join(cells) + " |"
+            f"| {seq_len} | {len(_trials(kept))} | {finding.edge:g} | {finding.suggestion:g} | "
+            + " | ".join(cells)
+            + " |"
         )
     return "\n".join(lines)
 
 
-def _cell(losses: dict[str, float | None], rate: float, limit: float) -> str:
-    if f"{rate:g}" not in losses:
-        return ""
-    loss = losses[f"{rate:g}"]
-    return "(-)" if loss is None else f"{loss:.3f}" if loss <= limit else f"({loss:.3f})"
+def _cell(losses: dict[str, float], rate: float, limit: float) -> str:
+    loss = losses.get(f"{rate:g}")
+    return "" if loss is None else f"{loss:.3f}" if loss <= limit else f"({loss:.3f})"
+
+
+def _trials(kept: dict[str, Any]) -> list[Trial]:
+    trials = kept.get("trials", [])
+    return [Trial(each["peak_lr"], _points(each["points"]), each["loss"]) for each in trials]
 
 
 def _points(stored: list[dict[str, Any]]) -> tuple[SweepPoint, ...]:
@@ -172,14 +180,16 @@ def main() -> None:
                 finding = find(bench, seq_len, results["lengths"].setdefault(str(seq_len), {}), keep)
                 print(f"length {seq_len}: {finding}", flush=True)
             bench = Bench.open(options.seed, Path(scratch), options.overrides, ranks)
+            wanted = []
             for seq_len in lengths:
                 kept = results["lengths"][str(seq_len)]
-                trials = [Trial(each["peak_lr"], _points(each["points"])) for each in kept["trials"]]
-                losses = kept.setdefault("losses", {})
-                for rate in wanted_rates(judge(trials, kept["frequency_loss"], settings)):
-                    if f"{rate:g}" not in losses:
-                        losses[f"{rate:g}"] = bench.train(seq_len, rate)[1]
-                        keep()
+                finding = _judged(kept, settings)
+                wanted += [(place, seq_len, rate) for place, rate in enumerate(wanted_rates(finding))]
+            for _, seq_len, rate in sorted(wanted, key=lambda each: each[0]):
+                losses = results["lengths"][str(seq_len)].setdefault("losses", {})
+                if f"{rate:g}" not in losses:
+                    losses[f"{rate:g}"] = bench.train(seq_len, rate).loss
+                    keep()
             stop_ranks()
     print(f"loss of the tokens' frequencies alone: {results['unigram_loss']:.3f}\n{table(results, settings)}")
 

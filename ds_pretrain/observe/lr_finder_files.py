@@ -18,7 +18,7 @@ from ds_pretrain.curriculum.lr_shapes import Shape, rate_between, shape_values, 
 from ds_pretrain.errors import UserError
 from ds_pretrain.schedules.curve import largest_factor
 from ds_pretrain.schedules.lr_sweep import SweepPoint, steepest_rate, sweep_ending
-from ds_pretrain.schedules.lr_trials import Finding, Trial
+from ds_pretrain.schedules.lr_trials import Baselines, Finding, Trial
 
 RESULTS = "results.json"
 PICTURE = "lr_finder.png"
@@ -33,13 +33,13 @@ class ShapeResult:
     Args:
         sweep: its points.
         trials: in the order in which they were made.
-        frequency_loss: nats per token of knowing only how often each token occurs.
+        baselines: losses that are not training.
         finding: what the trials say.
     """
 
     sweep: tuple[SweepPoint, ...]
     trials: tuple[Trial, ...]
-    frequency_loss: float
+    baselines: Baselines
     finding: Finding
 
 
@@ -96,7 +96,8 @@ def _length(recipe: Recipe, plan: Plan, shape: Shape, result: ShapeResult) -> di
         "stages": [stage.index for stage in plan.stages if stage_shape(recipe, stage) == shape],
         "steepest": steepest_rate(result.sweep, recipe.lr_finder),
         "sweep_ending": sweep_ending(result.sweep, recipe.lr_finder),
-        "frequency_loss": result.frequency_loss,
+        "first_loss": result.baselines.first,
+        "frequency_loss": result.baselines.frequencies,
         **asdict(result.finding),
         "sweep": _points(result.sweep),
         "trials": [

@@ -41,18 +41,25 @@ class Trial:
     Args:
         peak_lr: rate at the end of its warmup.
         points: its steps.
+        loss: what it came to, in nats per token; infinite where a number was not finite.
     """
 
     peak_lr: float
     points: tuple[SweepPoint, ...]
+    loss: float
 
-    @property
-    def loss(self) -> float:
-        """Mean loss of the last eighth of its steps, in nats per token; infinite where a number was not finite."""
-        if self.points[-1].bad:
-            return math.inf
-        last = self.points[-max(1, len(self.points) // 8) :]
-        return sum(point.loss for point in last) / len(last)
+
+@dataclass(frozen=True)
+class Baselines:
+    """Losses in nats per token, of the same text as the trials' losses, that are not training.
+
+    Args:
+        first: of the weights that every trial begins with.
+        frequencies: of knowing only how often each token occurs.
+    """
+
+    first: float
+    frequencies: float
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,11 @@ class Finding:
     knows_frequencies: bool
 
 
+def last_steps(steps: int) -> int:
+    """How many steps at its end tell what a trial came to, where there is no validation text."""
+    return max(1, steps // 8)
+
+
 def trial_rates(peak_lr: float, steps: int, warmup_steps: int) -> tuple[float, ...]:
     """Learning rates of a trial: a linear warmup, then half a cosine from the peak down to a tenth of it.
 
@@ -107,18 +119,18 @@ def first_peak(steepest: float, settings: LrFinder) -> float:
     return _rung(max(min(round(_height(FROM_STEEPEST * steepest)), highest), lowest))
 
 
-def next_peak(trials: Sequence[Trial], frequency_loss: float, settings: LrFinder) -> float | None:
+def next_peak(trials: Sequence[Trial], baselines: Baselines, settings: LrFinder) -> float | None:
     """The peak rate to try next; None where the trials are enough.
 
     Args:
         trials: so far, at least one, in any order: rungs without a gap.
-        frequency_loss: loss in nats per token of knowing only how often each token occurs.
+        baselines: what is not training.
         settings: range of rates, number of trials, and whether the best rate is asked for.
     """
     if len(trials) >= settings.max_trials:
         return None
     ladder = _ladder(trials)
-    learned, _, knows_frequencies = _learned(ladder, frequency_loss)
+    learned, _, knows_frequencies = _learned(ladder, baselines)
     up, down = ladder[-1].peak_lr * RUNG, ladder[0].peak_lr / RUNG
     trains = _trains(learned)
     # down first: what trains is measured by the best
@@ -132,7 +144,7 @@ def next_peak(trials: Sequence[Trial], frequency_loss: float, settings: LrFinder
     return up if goes_up else None
 
 
-def judge(trials: Sequence[Trial], frequency_loss: float, settings: LrFinder) -> Finding:
+def judge(trials: Sequence[Trial], baselines: Baselines, settings: LrFinder) -> Finding:
     """Edge, best rate and suggestion, from all trials of a stage.
 
     The suggestion is the best rate, but never more than a quarter of the edge; with a number as ``safety_divisor`` it
@@ -140,11 +152,11 @@ def judge(trials: Sequence[Trial], frequency_loss: float, settings: LrFinder) ->
 
     Args:
         trials: at least one, in any order: rungs without a gap.
-        frequency_loss: as for ``next_peak``.
+        baselines: what is not training.
         settings: of the recipe.
     """
     ladder = _ladder(trials)
-    learned, baseline, knows_frequencies = _learned(ladder, frequency_loss)
+    learned, baseline, knows_frequencies = _learned(ladder, baselines)
     edge, edge_bound = _edge(ladder, _trains(learned))
     best = _best(ladder)
     best_bound: Bound = "at most" if best is ladder[0] else "at least" if best is ladder[-1] else "exact"
@@ -179,11 +191,10 @@ def _edge(ladder: Sequence[Trial], trains: Sequence[bool]) -> tuple[float, Bound
     return training[-1], "at least" if training[-1] == ladder[-1].peak_lr else "exact"
 
 
-def _learned(ladder: Sequence[Trial], frequency_loss: float) -> tuple[list[float], float, bool]:
+def _learned(ladder: Sequence[Trial], baselines: Baselines) -> tuple[list[float], float, bool]:
     """Nats that every trial got below the baseline, never negative; the baseline; whether it is of frequencies."""
-    start = ladder[0].points[0].loss
-    knows = _best(ladder).loss < frequency_loss - MARGIN
-    baseline = min(start, frequency_loss) if knows else start
+    knows = _best(ladder).loss < baselines.frequencies - MARGIN
+    baseline = min(baselines.first, baselines.frequencies) if knows else baselines.first
     return [max(0.0, baseline - trial.loss) for trial in ladder], baseline, knows
 
 

@@ -69,6 +69,11 @@ class Evaluator:
                 )
         return lines
 
+    def micro_batches(self, seq_len: int) -> Iterator[MicroBatch]:
+        """This rank's share of all that is evaluated at a length."""
+        for _, tokens, starts in self._sources:
+            yield from self._micro_batches(tokens, starts, seq_len)
+
     def _micro_batches(
         self, tokens: NDArray[np.generic], windows: NDArray[np.int64], seq_len: int
     ) -> Iterator[MicroBatch]:

@@ -22,7 +22,7 @@ from ds_pretrain.observe.logs import quiet_libraries
 from ds_pretrain.observe.lr_finder_files import OVERLAY, ShapeResult, write_results
 from ds_pretrain.observe.lr_finder_table import finder_table
 from ds_pretrain.schedules.lr_sweep import SweepPoint, steepest_rate, sweep_ending, sweep_rates
-from ds_pretrain.schedules.lr_trials import Trial, first_peak, judge, next_peak, trial_rates
+from ds_pretrain.schedules.lr_trials import Trial, first_peak, judge, next_peak
 from ds_pretrain.train.run import on_ranks, say
 from ds_pretrain.train.run_folder import run_folder
 from ds_pretrain.train.setup import on_main, prepare_run, start_engine
@@ -109,16 +109,18 @@ def find_shape(
         listener: told of every step and trial.
     """
     settings = trainer.setup.recipe.lr_finder
-    frequency_loss = trainer.frequency_loss(stage, settings.trial_steps)
     sweep = run_sweep(trainer, snapshot, stage, partial(listener.step, "sweep"))
+    snapshot.restore()
+    baselines = trainer.baselines(stage, sweep[0].loss)
     trials: list[Trial] = []
     peak: float | None = first_peak(steepest_rate(sweep, settings), settings)
     while peak is not None:
+        snapshot.restore()
         show = partial(listener.step, f"training {len(trials) + 1}")
-        trials.append(run_trial(trainer, snapshot, stage, shape.warmup_steps, peak, show))
+        trials.append(trainer.try_peak(stage, peak, shape.warmup_steps, show))
         listener.trial(trials[-1])
-        peak = next_peak(trials, frequency_loss, settings)
-    return ShapeResult(tuple(sweep), tuple(trials), frequency_loss, judge(trials, frequency_loss, settings))
+        peak = next_peak(trials, baselines, settings)
+    return ShapeResult(tuple(sweep), tuple(trials), baselines, judge(trials, baselines, settings))
 
 
 def run_sweep(
@@ -138,32 +140,6 @@ def run_sweep(
 
     snapshot.restore()
     return trainer.train(stage, sweep_rates(settings), is_over)
-
-
-def run_trial(
-    trainer: SweepTrainer,
-    snapshot: EngineSnapshot,
-    stage: StagePlan,
-    warmup_steps: int,
-    peak_lr: float,
-    show: Callable[[Sequence[SweepPoint]], None],
-) -> Trial:
-    """A short training of a stage's shape, from the snapshot; it ends early only where numbers are not finite.
-
-    Args:
-        trainer, snapshot, stage: as for ``find_shape``.
-        warmup_steps: its warmup.
-        peak_lr: rate at the end of the warmup.
-        show: told the points so far after every step.
-    """
-
-    def is_over(points: Sequence[SweepPoint]) -> bool:
-        show(points)
-        return points[-1].bad
-
-    snapshot.restore()
-    rates = trial_rates(peak_lr, trainer.setup.recipe.lr_finder.trial_steps, warmup_steps)
-    return Trial(peak_lr, tuple(trainer.train(stage, rates, is_over)))
 
 
 def _make(folder: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_pretrain.curriculum import StagePlan
+from ds_pretrain.data.inputs import MicroBatch
 from ds_pretrain.data.loader import StepLoader
 from ds_pretrain.engine.build import Engine
 from ds_pretrain.engine.ranks import Ranks, gather_objects
@@ -15,6 +18,8 @@ from ds_pretrain.engine.stage import apply_stage, set_learning_rate
 from ds_pretrain.engine.step import Requests, train_batch
 from ds_pretrain.guards import is_bad_step
 from ds_pretrain.schedules.lr_sweep import SweepPoint
+from ds_pretrain.schedules.lr_trials import Baselines, Trial, last_steps, trial_rates
+from ds_pretrain.train.evaluation import Evaluator, full_length_loss
 from ds_pretrain.train.setup import Setup, open_loader
 
 
@@ -31,6 +36,8 @@ class SweepTrainer:
         self.engine = engine
         self.setup = setup
         self.ranks = ranks
+        validation = setup.corpus.validation
+        self.evaluator = Evaluator(validation, setup.recipe, ranks, setup.input_format) if validation else None
 
     def train(
         self, stage: StagePlan, rates: Sequence[float], is_over: Callable[[Sequence[SweepPoint]], bool]
@@ -58,27 +65,65 @@ class SweepTrainer:
                     break
         return points
 
-    def frequency_loss(self, stage: StagePlan, steps: int) -> float:
-        """What a model would lose that knows how often each token occurs, and nothing else.
+    def try_peak(
+        self, stage: StagePlan, peak_lr: float, warmup_steps: int, show: Callable[[Sequence[SweepPoint]], None]
+    ) -> Trial:
+        """A short training, which ends early only where numbers are not finite.
 
-        That is the entropy of the tokens' shares among the targets of the first ``steps`` steps, over all ranks.
+        Its loss is that of the validation text at the stage's length, where there is one, or of its last steps.
 
         Args:
-            stage: whose data to count.
-            steps: how many of them.
+            stage: whose shape to train with.
+            peak_lr: rate at the end of the warmup.
+            warmup_steps: of the trial's steps, the warmup.
+            show: told the points so far after every step.
+        """
+
+        def is_over(points: Sequence[SweepPoint]) -> bool:
+            show(points)
+            return points[-1].bad
+
+        steps = self.setup.recipe.lr_finder.trial_steps
+        points = self.train(stage, trial_rates(peak_lr, steps, warmup_steps), is_over)
+        loss = math.inf
+        if not points[-1].bad:
+            last = points[-last_steps(steps) :]
+            loss = self._validation_loss(stage, sum(point.loss for point in last) / len(last))
+        return Trial(peak_lr, tuple(points), loss if math.isfinite(loss) else math.inf)
+
+    def baselines(self, stage: StagePlan, first_loss: float) -> Baselines:
+        """What a trial's loss is compared with, over the same text.
+
+        Knowing how often each token occurs is to know its share among the targets of the whole trial, every token
+        counted once more than it occurs.
+
+        Args:
+            stage: whose shape is trained with; the engine holds the weights that trials begin with.
+            first_loss: loss of these weights on the first batch.
 
         Returns:
-            Nats per token, alike on every rank.
+            The losses, alike on every rank.
         """
-        counts = np.zeros(self.setup.config.vocab_size, dtype=np.int64)
-        with self._loader(self._from_the_start(stage, steps)) as loader:
-            for _, batch in zip(range(steps), loader, strict=False):
-                for micro in batch.micro_batches:
-                    targets = micro.targets.numpy().reshape(-1)
-                    counts += np.bincount(targets[targets >= 0], minlength=len(counts))
-        total = np.sum(gather_objects(counts, self.ranks), axis=0)
-        shares = total[total > 0] / total.sum()
-        return float(-(shares * np.log(shares)).sum())
+        steps = self.setup.recipe.lr_finder.trial_steps
+        first = self._from_the_start(stage, steps)
+        # of all steps, and of the last ones
+        counts = np.zeros((2, self.setup.config.vocab_size), dtype=np.int64)
+        with self._loader(first) as loader:
+            for step, batch in zip(range(steps), loader, strict=False):
+                found = _counted(batch.micro_batches, counts.shape[1])
+                counts[0] += found
+                counts[1] += found * (step >= steps - last_steps(steps))
+        if self.evaluator is not None:
+            counts[1] = _counted(self.evaluator.micro_batches(stage.seq_len), counts.shape[1])
+        seen, told = np.sum(gather_objects(counts, self.ranks), axis=0)
+        shares = (seen + 1) / (seen + 1).sum()
+        frequencies = float(-(told * np.log(shares)).sum() / told.sum())
+        return Baselines(self._validation_loss(stage, first_loss), frequencies)
+
+    def _validation_loss(self, stage: StagePlan, otherwise: float) -> float:
+        if self.evaluator is None:
+            return otherwise
+        return full_length_loss(self.evaluator.evaluate(self.engine, [stage.seq_len]))
 
     def _from_the_start(self, stage: StagePlan, steps: int) -> StagePlan:
         settings = self.setup.recipe.lr_finder
@@ -88,3 +133,12 @@ class SweepTrainer:
 
     def _loader(self, stage: StagePlan) -> StepLoader:
         return open_loader(self.setup, self.ranks, [stage], 0)
+
+
+def _counted(micro_batches: Iterable[MicroBatch], vocab_size: int) -> NDArray[np.int64]:
+    """How often each token is a target."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for micro in micro_batches:
+        targets = micro.targets.numpy().reshape(-1)
+        counts += np.bincount(targets[targets >= 0], minlength=vocab_size)
+    return counts

@@ -19,26 +19,26 @@ from ds_pretrain.errors import UserError
 from ds_pretrain.observe.lr_finder_files import ShapeResult, rounded, write_results
 from ds_pretrain.observe.lr_finder_table import finder_table
 from ds_pretrain.schedules.lr_sweep import SweepPoint, sweep_rates
-from ds_pretrain.schedules.lr_trials import Trial, judge
+from ds_pretrain.schedules.lr_trials import Baselines, Trial, judge
 from ds_pretrain.schedules.schedule import LearningRateSchedule
 
 SETTINGS = {"steps": 20, "smoothing": 0.5, "trial_steps": 8}
 STAGES = [{"step": 4 * index, "seq_len": 16 * (index + 1)} for index in range(3)]
 RECIPE = recipe(curriculum={"stages": STAGES}, lr_finder=SETTINGS)
-FREQUENCY = 6.0
+BASELINES = Baselines(first=8.0, frequencies=6.0)
 
 
 def tried(losses: Mapping[float, float], given: Recipe = RECIPE) -> ShapeResult:
     """Trials that begin at 8.0 and end at a loss, or at a number that is not finite."""
     sweep = [SweepPoint(lr, 8.0 - 0.1 * step) for step, lr in enumerate(sweep_rates(given.lr_finder))]
     trials = [
-        Trial(peak, (*[SweepPoint(peak, 8.0)] * 7, SweepPoint(peak, loss, bad=not math.isfinite(loss))))
+        Trial(peak, (SweepPoint(peak, 8.0), SweepPoint(peak, loss, bad=loss == math.inf)), loss)
         for peak, loss in losses.items()
     ]
-    return ShapeResult(tuple(sweep), tuple(trials), FREQUENCY, judge(trials, FREQUENCY, given.lr_finder))
+    return ShapeResult(tuple(sweep), tuple(trials), BASELINES, judge(trials, BASELINES, given.lr_finder))
 
 
-EXACT = {2e-3: 5.0, 4e-3: 5.2, 1e-3: 5.5, 8e-3: math.nan}
+EXACT = {2e-3: 5.0, 4e-3: 5.2, 1e-3: 5.5, 8e-3: math.inf}
 HIGHER = {4e-3: 5.0, 8e-3: 4.9, 1.6e-2: 4.8}
 NOTHING = {2e-3: 6.5, 1e-3: 6.2, 5e-4: 6.4, 4e-3: 9.0}
 
@@ -93,7 +93,7 @@ def test_the_largest_rate_is_the_suggestion_also_where_the_shape_decides_the_pea
 
 
 def test_lengths_of_a_pacing_function_between_those_measured_get_rates_between(tmp_path: Path) -> None:
-    pacing = {"kind": "linear", "start_seq_len": 8, "fraction": 1.0, "multiple": 8}
+    pacing = {"kind": "linear", "start_seq_len": 8, "steps": 80, "multiple": 8}
     given = recipe(curriculum={"pacing": pacing, "total_steps": 80}, lr_finder=SETTINGS)
     plan = build_plan(given)
     wanted = measured_shapes(given, plan)

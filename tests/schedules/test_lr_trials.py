@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from ds_pretrain.config import LrFinder
 from ds_pretrain.schedules.lr_sweep import SweepPoint
-from ds_pretrain.schedules.lr_trials import Finding, Trial, first_peak, judge, next_peak, trial_rates
+from ds_pretrain.schedules.lr_trials import Baselines, Finding, Trial, first_peak, judge, next_peak, trial_rates
 
-START, FREQUENCY = 8.3, 6.4
+FREQUENCY = 6.4
+BASELINES = Baselines(first=8.3, frequencies=FREQUENCY)
 
 
 def settings(**changes: Any) -> LrFinder:
@@ -22,9 +23,7 @@ def settings(**changes: Any) -> LrFinder:
 
 
 def trial(peak_lr: float, loss: float) -> Trial:
-    """Begins at ``START`` and ends at ``loss``, or at a number that is not finite."""
-    last = SweepPoint(peak_lr, loss, not math.isfinite(loss))
-    return Trial(peak_lr, (SweepPoint(peak_lr, START), *[last] * 7))
+    return Trial(peak_lr, (SweepPoint(peak_lr, loss, not math.isfinite(loss)),), loss)
 
 
 def ladder(losses: Mapping[float, float]) -> list[Trial]:
@@ -36,9 +35,9 @@ def climbed(first: float, loss_at: Callable[[float], float], chosen: LrFinder) -
     trials, peak = [], first_peak(first / 4, chosen)
     while True:
         trials.append(trial(peak, loss_at(peak)))
-        following = next_peak(trials, FREQUENCY, chosen)
+        following = next_peak(trials, BASELINES, chosen)
         if following is None:
-            return [each.peak_lr for each in trials], judge(trials, FREQUENCY, chosen)
+            return [each.peak_lr for each in trials], judge(trials, BASELINES, chosen)
         peak = following
 
 
@@ -49,12 +48,6 @@ def test_a_trial_warms_up_and_falls_to_a_tenth() -> None:
     assert rates[6] == pytest.approx(0.055)
     assert rates[9] == pytest.approx(0.1 * (0.1 + 0.45 * (1 + math.cos(7 * math.pi / 8))))
     assert trial_rates(0.1, 10, 0)[0] == 0.1
-
-
-def test_the_loss_of_a_trial_is_that_of_its_last_eighth() -> None:
-    points = [SweepPoint(0.1, loss) for loss in (9.0, 8, 7, 6, 5, 4, 3, 2, 1, 0, 5, 5, 5, 5, 1, 2)]
-    assert Trial(0.1, tuple(points)).loss == 1.5
-    assert Trial(0.1, (*points, SweepPoint(0.1, 1.0, bad=True))).loss == math.inf
 
 
 def test_the_first_rate_is_the_rung_nearest_to_four_times_the_steepest() -> None:
@@ -87,12 +80,12 @@ def test_the_ladder_is_climbed_as_far_as_it_tells(first: float, tried: list[floa
 
 def test_what_trains_is_a_fifth_of_what_the_best_learns() -> None:
     # the best learns 1.0 beyond the frequencies
-    assert judge(ladder({1e-3: 6.0, 2e-3: 5.4, 4e-3: 6.19}), FREQUENCY, settings()).edge == 4e-3
-    assert judge(ladder({1e-3: 6.0, 2e-3: 5.4, 4e-3: 6.21}), FREQUENCY, settings()).edge == 2e-3
+    assert judge(ladder({1e-3: 6.0, 2e-3: 5.4, 4e-3: 6.19}), BASELINES, settings()).edge == 4e-3
+    assert judge(ladder({1e-3: 6.0, 2e-3: 5.4, 4e-3: 6.21}), BASELINES, settings()).edge == 2e-3
 
 
 def test_the_suggestion_keeps_off_the_edge() -> None:
-    finding = judge(ladder({2e-3: 5.8, 4e-3: 5.6, 8e-3: 5.5, 1.6e-2: math.inf}), FREQUENCY, settings())
+    finding = judge(ladder({2e-3: 5.8, 4e-3: 5.6, 8e-3: 5.5, 1.6e-2: math.inf}), BASELINES, settings())
     assert (finding.best, finding.edge) == (8e-3, 8e-3)
     assert finding.suggestion == 2e-3
 
@@ -127,18 +120,15 @@ def test_where_no_rate_trains_the_edge_is_below_all() -> None:
 
 def test_weights_that_knew_more_have_to_get_below_their_first_loss() -> None:
     # continued training: what ends at 3.1 is far below the frequencies, and yet broken
-    trials = [
-        Trial(rate, (SweepPoint(rate, 3.0), *[SweepPoint(rate, loss)] * 7))
-        for rate, loss in {1e-4: 2.9, 2e-4: 2.8, 4e-4: 2.95, 8e-4: 3.1}.items()
-    ]
-    finding = judge(trials, FREQUENCY, settings())
+    trials = ladder({1e-4: 2.9, 2e-4: 2.8, 4e-4: 2.95, 8e-4: 3.1})
+    finding = judge(trials, Baselines(first=3.0, frequencies=FREQUENCY), settings())
     assert (finding.baseline, finding.edge, finding.best) == (3.0, 4e-4, 2e-4)
 
 
 def test_trials_too_short_for_more_than_frequencies_say_so() -> None:
-    finding = judge(ladder({1e-3: 7.0, 2e-3: 6.5, 4e-3: 6.8, 8e-3: 8.2}), FREQUENCY, settings())
+    finding = judge(ladder({1e-3: 7.0, 2e-3: 6.5, 4e-3: 6.8, 8e-3: 8.2}), BASELINES, settings())
     assert not finding.knows_frequencies
-    assert (finding.baseline, finding.edge) == (START, 4e-3)
+    assert (finding.baseline, finding.edge) == (8.3, 4e-3)
 
 
 @given(st.floats(1e-5, 0.5), st.integers(-6, 6), st.integers(0, 3), st.floats(0.05, 0.5), st.data())
