@@ -93,7 +93,7 @@ def test_the_largest_rate_is_the_suggestion_also_where_the_shape_decides_the_pea
 
 
 def test_lengths_of_a_pacing_function_between_those_measured_get_rates_between(tmp_path: Path) -> None:
-    pacing = {"kind": "linear", "start_seq_len": 8, "steps": 80, "multiple": 8}
+    pacing = {"kind": "linear", "start_seq_len": 8, "steps": 70, "multiple": 8}
     given = recipe(curriculum={"pacing": pacing, "total_steps": 80}, lr_finder=SETTINGS)
     plan = build_plan(given)
     wanted = measured_shapes(given, plan)
