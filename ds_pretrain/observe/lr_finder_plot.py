@@ -47,9 +47,8 @@ def _panel(axes: Axes, shape: Shape, result: ShapeResult, smoothing: float) -> N
     losses = smoothed([point.loss for point in sweep], smoothing)
     axes.plot([point.lr for point in sweep], losses, color="0.65", linewidth=1.2, label="sweep, smoothed")
     trials = sorted((trial.peak_lr, trial.loss) for trial in result.trials if math.isfinite(trial.loss))
-    axes.plot(
-        *zip(*trials, strict=True), color="black", marker="o", label="end of a short training"
-    ) if trials else None
+    rates, ends = [rate for rate, _ in trials], [loss for _, loss in trials]
+    axes.plot(rates, ends, color="black", marker="o", label="end of a short training")
     for key, color, style, name in _MARKS:
         rate = getattr(finding, key)
         axes.axvline(rate, color=color, linestyle=style, linewidth=1.8, label=f"{name}, {rate:.2g}")
@@ -61,7 +60,7 @@ def _panel(axes: Axes, shape: Shape, result: ShapeResult, smoothing: float) -> N
     axes.set_ylabel("loss, nats per token")
     axes.tick_params(labelbottom=True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize="small", frameon=False, loc="lower left")
+    axes.legend(fontsize="small", framealpha=0.9, edgecolor="none", loc="upper right")
 
 
 def _layers(shape: Shape) -> str:
