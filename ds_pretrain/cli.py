@@ -124,6 +124,29 @@ def export(
 
 
 @app.command()
+def checkpoints(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """List a run's checkpoints and verify every file; exits with 1 where one is damaged."""
+    from ds_pretrain.engine.checkpoint_list import checkpoint_entries
+    from ds_pretrain.observe.checkpoint_table import checkpoint_document, checkpoint_table
+
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"{run}: not a run's folder (it has no checkpoints); give <run.output_dir>/<run.name>")
+    entries = checkpoint_entries(folder)
+    if as_json:
+        print(json.dumps(checkpoint_document(entries), indent=2))
+    else:
+        Console().print(checkpoint_table(entries))
+        for problem in (problem for entry in entries for problem in entry.damage):
+            print(problem)
+    if any(entry.damage for entry in entries):
+        sys.exit(1)
+
+
+@app.command()
 def sample(
     model: Annotated[Path, typer.Argument(help="Folder that export wrote.")],
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],

@@ -26,6 +26,10 @@ class PortTakenError(UserError):
     exit_code = 75  # sysexits.h: a temporary failure
 
 
+class SaveError(RuntimeError):
+    """A checkpoint that could not be written: the older ones stand, and the run goes on."""
+
+
 class TrainingError(RuntimeError):
     """A run that failed while training; commands exit with code 1."""
 

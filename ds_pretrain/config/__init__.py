@@ -5,11 +5,12 @@ from ds_pretrain.config.data import Data, Model, Run, Source, Tokenizer
 from ds_pretrain.config.load import load_recipe
 from ds_pretrain.config.optimization import Optimizer, ParamGroups, Schedule, Warmup
 from ds_pretrain.config.parse import Check, dump_recipe, parse_recipe
-from ds_pretrain.config.runtime import DeepSpeed, LrFinder, Offload, Safety, Wandb
+from ds_pretrain.config.runtime import Checkpoint, DeepSpeed, LrFinder, Offload, Safety, Wandb
 from ds_pretrain.config.schema import Recipe
 
 __all__ = [
     "Check",
+    "Checkpoint",
     "Curriculum",
     "Data",
     "DeepSpeed",

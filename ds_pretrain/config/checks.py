@@ -180,6 +180,33 @@ def loss_scaling(recipe: Recipe) -> Sequence[Problem]:
     return [Problem("deepspeed.fp16", f"needs precision fp16 or auto, found {recipe.precision}")]
 
 
+def checkpoints(recipe: Recipe) -> Sequence[Problem]:
+    """The best checkpoint can be told, and what is written meanwhile is copied first."""
+    problems = []
+    settings, evaluated = recipe.checkpoint, recipe.evaluation.every_steps
+    if settings.keep_best and not (recipe.data.validation or recipe.data.validation_fraction):
+        problems.append(Problem("checkpoint.keep_best", "needs data.validation or data.validation_fraction"))
+    elif settings.keep_best and (
+        settings.every_steps is None or evaluated is None or settings.every_steps % evaluated != 0
+    ):
+        problems.append(
+            Problem(
+                "checkpoint.keep_best",
+                "needs the validation loss of every checkpoint: checkpoint.every_steps must be a multiple of "
+                f"evaluation.every_steps; found {settings.every_steps} and {evaluated}",
+            )
+        )
+    offload = recipe.deepspeed.offload_optimizer
+    if settings.asynchronous and offload is not None and offload.device == "nvme":
+        problems.append(
+            Problem(
+                "checkpoint.asynchronous",
+                "does not go with deepspeed.offload_optimizer.device nvme, whose files DeepSpeed copies itself",
+            )
+        )
+    return problems
+
+
 CHECKS: tuple[Callable[[Recipe], Sequence[Problem]], ...] = (
     model_source,
     sources,
@@ -190,6 +217,7 @@ CHECKS: tuple[Callable[[Recipe], Sequence[Problem]], ...] = (
     offload,
     unfreezing,
     loss_scaling,
+    checkpoints,
     *rate_checks.CHECKS,
 )
 

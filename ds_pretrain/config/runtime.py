@@ -110,11 +110,11 @@ class Checkpoint(Section):
     keep_every_steps: Count | None = None
     """Checkpoints at multiples of this stay for good."""
     keep_best: bool = False
-    """Keeps the one with the lowest validation loss."""
+    """Keeps the one with the lowest validation loss at full length; learned positions: from the last stage on."""
     resume: Literal["auto", "must", "never"] = "auto"
     """``auto`` continues a run that exists, ``must`` fails where there is none, ``never`` wants a new folder."""
     asynchronous: bool = False
-    """Writes while training goes on."""
+    """Writes while training goes on, from a copy in host memory of what each rank saves."""
     grace_seconds: PositiveNumber = 120.0
     """How long ``ds-pretrain launch`` waits for the ranks to save when it is told to stop."""
 

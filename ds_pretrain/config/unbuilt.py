@@ -13,8 +13,6 @@ from ds_pretrain.errors import Problem
 _BUILT_VALUES = {
     "model.objective": ("causal_lm",),
     "model.compile": (False,),
-    "checkpoint.keep_best": (False,),
-    "checkpoint.asynchronous": (False,),
     "tracking.tensorboard": (False,),
 }
 # sections of which only the named keys do something so far

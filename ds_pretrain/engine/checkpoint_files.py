@@ -90,9 +90,8 @@ def publish(partial: Path, final: Path, step: int, files: Mapping[str, FileRecor
         "files": {name: {"size": files[name].size, "sha256": files[name].sha256} for name in sorted(files)},
     }
     write_durably(partial / MANIFEST, json.dumps(document, indent=2) + "\n")
-    for folder in sorted({(partial / name).parent for name in files}):
-        _sync(folder)
-    _sync(partial)
+    for folder in sorted({parent for name in files for parent in Path(name).parents}):
+        _sync(partial / folder)
     os.replace(partial, final)
     _sync(final.parent)
 
@@ -166,6 +165,7 @@ def superseded(steps: Sequence[int], keep_last: int, keep_every_steps: int | Non
 def delete_checkpoint(folder: Path) -> None:
     """Removes a checkpoint; it stops being visible before its first file goes."""
     doomed = folder.with_name(f".{folder.name}.deleted")
+    shutil.rmtree(doomed, ignore_errors=True)
     os.replace(folder, doomed)
     shutil.rmtree(doomed)
 

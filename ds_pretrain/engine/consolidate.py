@@ -34,6 +34,11 @@ def whole_weights(folder: Path) -> dict[str, Tensor]:
     problems = damage(folder)
     if problems:
         raise CheckpointError(f"checkpoint {folder} is damaged: {'; '.join(problems)}")
+    return read_weights(folder)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The same of a checkpoint that has been verified."""
     zero_stage = read_manifest(folder)["zero_stage"]
     if zero_stage == 1:
         # what DeepSpeed 0.19.8 has for this leaves frozen weights out, and does not know what its bf16 optimizer saves

@@ -19,6 +19,8 @@ _FORBIDDEN_EXTRA = {
     "curriculum_learning": "curriculum.stages is where the curriculum is stated",
     "elasticity": "the batch sizes of the plan hold for the ranks that were started",
     "amp": "precision takes its place",
+    "checkpoint": "the recipe's checkpoint section says how checkpoints are written",
+    "datastates_ckpt": "the recipe's checkpoint section says how checkpoints are written",
     "scheduler": "the schedule section drives every learning rate",
     "managed_gradient_accumulation": "the plan decides where a step ends",
     "sequence_parallel_size": "sequence parallelism is not built yet",

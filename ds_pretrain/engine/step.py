@@ -25,10 +25,12 @@ class Requests:
     Args:
         stop: save and leave.
         save: save a checkpoint.
+        wait: leave the checkpoint in flight alone, which this rank still writes.
     """
 
     stop: bool = False
     save: bool = False
+    wait: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,16 @@ def train_batch(
     loss_scale = current_loss_scale(engine)
     grad_norm = _update(engine)
     # the one collective and the one read of this step, behind it
-    flags = total.new_tensor([float(requests.stop), float(requests.save)])
+    flags = total.new_tensor([float(requests.stop), float(requests.save), float(requests.wait)])
     reduced = torch.cat([total.unsqueeze(0), flags])
     dist.all_reduce(reduced)
-    loss_sum, stops, saves = reduced.tolist()
+    loss_sum, stops, saves, waits = reduced.tolist()
     return StepResult(
         loss=loss_sum / target_tokens,
         grad_norm=float(grad_norm),
         loss_scale=loss_scale,
         skipped=not engine.was_step_applied(),
-        requests=Requests(stop=stops > 0, save=saves > 0),
+        requests=Requests(stop=stops > 0, save=saves > 0, wait=waits > 0),
     )
 
 

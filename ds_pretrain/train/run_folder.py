@@ -27,6 +27,11 @@ CHANGEABLE = (
 )
 
 
+def recipe_document(recipe: Recipe) -> dict[str, Any]:
+    """A whole recipe as plain JSON values, as ``config.yaml`` and every checkpoint hold it."""
+    return yaml.safe_load(dump_recipe(recipe))  # type: ignore[no-any-return]
+
+
 def run_folder(recipe: Recipe) -> Path:
     """Where a run keeps everything: ``<output_dir>/<name>``."""
     return Path(recipe.run.output_dir) / recipe.run.name

@@ -17,8 +17,9 @@ from ds_pretrain.data.manifest import open_corpus
 from ds_pretrain.data.positions import epoch_positions
 from ds_pretrain.data.stream import TokenStream
 from ds_pretrain.engine.build import Engine, check_accepted, try_shapes
-from ds_pretrain.engine.checkpoint import load_checkpoint, newest_whole, read_state
+from ds_pretrain.engine.checkpoint import load_checkpoint, newest_whole
 from ds_pretrain.engine.checkpoint_files import clear_leftovers, list_checkpoints, set_aside
+from ds_pretrain.engine.checkpoint_list import read_state
 from ds_pretrain.engine.deepspeed_json import (
     Precision,
     effective_zero_stage,
@@ -233,6 +234,8 @@ def on_main(ranks: Ranks, work: Callable[[], T]) -> T:
             result = work(), None
         except (UserError, Stopped) as error:
             result = None, error
+        except OSError as error:  # the others wait for an answer
+            result = None, UserError(f"{error.filename}: {error.strerror}; free space or mend the disk")
     value, problem = broadcast_object(result, ranks)
     if problem is not None:
         raise problem

@@ -12,8 +12,6 @@ from ds_pretrain.curriculum import Plan, StagePlan
 from ds_pretrain.curriculum.unfreezing import fresh_share
 from ds_pretrain.data.loader import StepLoader
 from ds_pretrain.engine.build import Engine
-from ds_pretrain.engine.checkpoint import save_checkpoint
-from ds_pretrain.engine.checkpoint_files import delete_checkpoint, list_checkpoints, superseded
 from ds_pretrain.engine.ranks import Ranks
 from ds_pretrain.engine.stage import (
     Newcomers,
@@ -33,7 +31,8 @@ from ds_pretrain.schedules import LearningRateSchedule
 from ds_pretrain.schedules.plateau import PlateauState, after_evaluation
 from ds_pretrain.train.evaluation import Evaluator, full_length_loss
 from ds_pretrain.train.metrics import StepTimes, step_record
-from ds_pretrain.train.run_folder import CHECKPOINTS
+from ds_pretrain.train.run_folder import CHECKPOINTS, recipe_document
+from ds_pretrain.train.saving import Saving
 from ds_pretrain.train.stop import StopRequest
 from ds_pretrain.train.unfreezing import TrainedLayers
 
@@ -110,8 +109,16 @@ class Trainer:
         self.trained = job.plan.stages[position.stage]
         self.guard = position.guard
         self.plateau = position.plateau
-        self.saved_step = position.step if position.step else -1
-        self.last_save = time.monotonic()
+        # full-length validation loss of the present step, where it tells which checkpoint is best
+        self.val_loss: float | None = None
+        self.saving = Saving(
+            job.recipe.checkpoint,
+            job.folder / CHECKPOINTS,
+            job.ranks,
+            self.event,
+            self._say,
+            position.step or None,
+        )
 
     def train(self, loader: StepLoader) -> bool:
         """Runs the loop.
@@ -123,8 +130,17 @@ class Trainer:
             Whether the plan was finished; False where the run was asked to stop, and has saved.
 
         Raises:
-            TrainingError: too many bad steps in a row.
+            TrainingError: too many bad steps in a row, or the last checkpoint could not be written.
         """
+        try:
+            finished = self._train(loader)
+        except TrainingError:
+            self.saving.settle()
+            raise
+        self.saving.leave()
+        return finished
+
+    def _train(self, loader: StepLoader) -> bool:
         plan = self.job.plan
         stage: StagePlan | None = None
         if self.step == 0:
@@ -142,6 +158,7 @@ class Trainer:
             set_momentum(self.engine, self.schedule.momentum(self.step, tokens))
             result = train_batch(self.engine, batch, stage.tokens_per_step, lr, self._requests(), newcomers)
             self.step += 1
+            self.val_loss = None
             verdict = self._guard(stage, result)
             self._record(stage, result, lr, verdict, StepTimes(time.monotonic() - began, data_seconds))
             if verdict.rollback is not None:
@@ -150,8 +167,10 @@ class Trainer:
                     "lengthen its warmup; the last checkpoint is unharmed"
                 )
             self._evaluate(stage)
-            if result.requests.stop or result.requests.save or self._save_due():
-                self._save(stage)
+            if not result.requests.wait:
+                self.saving.settle()
+            if result.requests.stop or result.requests.save or self.saving.due(self.step, plan.total_steps):
+                self.saving.save(self.engine, self._state(stage))
             if result.requests.stop:
                 return self.step == plan.total_steps
         return True
@@ -172,10 +191,7 @@ class Trainer:
         return stage
 
     def _requests(self) -> Requests:
-        minutes = self.job.recipe.checkpoint.every_minutes
-        # rank 0's clock decides for all, by way of the step's reduction
-        due = minutes is not None and self.job.ranks.is_main and time.monotonic() - self.last_save >= 60 * minutes
-        return Requests(stop=self.stop.requested, save=due)
+        return Requests(stop=self.stop.requested, save=self.saving.minutes_passed(), wait=self.saving.writing)
 
     def _damping(self) -> float:
         return self.guard.damping.at(self.step, self.job.recipe.safety.spike_recovery_steps)
@@ -240,28 +256,22 @@ class Trainer:
         if self.job.progress is not None:
             losses = ", ".join(f"{line['val_loss']:.4f} at {line['seq_len']}" for line in lines)
             self.job.progress.message(f"step {self.step}: validation loss {losses}")
-        self._follow_plateau(stage, full_length_loss(lines))
-
-    def _follow_plateau(self, stage: StagePlan, val_loss: float) -> None:
         # position embeddings that short stages do not train make the loss at full length a matter of the last stage
-        early = self.job.learned_positions and stage.index < len(self.job.plan.stages) - 1
-        if self.job.recipe.schedule.type != "plateau" or early:
+        if not self.job.learned_positions or stage.index == len(self.job.plan.stages) - 1:
+            self.val_loss = full_length_loss(lines)
+            self._follow_plateau(self.val_loss)
+
+    def _follow_plateau(self, val_loss: float) -> None:
+        if self.job.recipe.schedule.type != "plateau":
             return
         before = self.plateau.factor
         self.plateau = after_evaluation(self.plateau, val_loss, self.job.recipe.schedule)
         if self.plateau.factor < before:
             self.event("plateau", factor=self.plateau.factor, val_loss=val_loss)
-            if self.job.progress is not None:
-                self.job.progress.message(f"step {self.step}: plateau, learning rate x {self.plateau.factor:g}")
+            self._say(f"step {self.step}: plateau, learning rate x {self.plateau.factor:g}")
 
-    def _save_due(self) -> bool:
-        every = self.job.recipe.checkpoint.every_steps
-        return self.step == self.job.plan.total_steps or (every is not None and self.step % every == 0)
-
-    def _save(self, stage: StagePlan) -> None:
-        if self.saved_step == self.step:
-            return
-        state: dict[str, Any] = {
+    def _state(self, stage: StagePlan) -> dict[str, Any]:
+        return {
             "step": self.step,
             "tokens": stage.tokens_before(self.step),
             "cursor": stage.cursor_before(self.step),
@@ -270,21 +280,12 @@ class Trainer:
             "corpus": self.job.corpus,
             "guard": asdict(self.guard),
             "plateau": asdict(self.plateau),
+            "val_loss": self.val_loss,
+            "recipe": recipe_document(self.job.recipe),
         }
-        folder = save_checkpoint(self.engine, self.job.folder / CHECKPOINTS, state, self.job.ranks)
-        self.saved_step, self.last_save = self.step, time.monotonic()
-        self.event("checkpoint", path=str(folder))
-        if self.job.ranks.is_main:
-            self._retain()
-
-    def _retain(self) -> None:
-        settings = self.job.recipe.checkpoint
-        found = dict(list_checkpoints(self.job.folder / CHECKPOINTS))
-        for step in superseded(list(found), settings.keep_last, settings.keep_every_steps):
-            delete_checkpoint(found[step])
 
     def event(self, name: str, **details: object) -> None:
-        """Logs an event at the present step, on rank 0."""
+        """Logs an event, of the present step unless told otherwise, on rank 0."""
         if self.job.ranks.is_main:
             tokens = self.job.plan.stage_at(self.step).tokens_before(self.step)
             self.job.tracker.log_event({"event": name, "step": self.step, "tokens": tokens, **details})

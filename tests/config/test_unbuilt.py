@@ -15,8 +15,6 @@ REFUSED = [
     "model.compile=true",
     "data.train=[a, b]",
     "safety.max_rollbacks=1",
-    "checkpoint.asynchronous=true",
-    "checkpoint.keep_best=true",
     "tracking.tensorboard=true",
 ]
 ACCEPTED = [
@@ -32,6 +30,7 @@ ACCEPTED = [
     "safety.max_rollbacks=3",
     "lr_finder.steps=50",
     "curriculum.stages.0.trainable_layers=null",
+    "checkpoint.asynchronous=true",
 ]
 
 

@@ -54,10 +54,16 @@ def base(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_many(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Many:
     """Trains several variants of ``base`` in one launch."""
 
-    def train(num_ranks: int, variants: Sequence[Sequence[str]], allow_fp16: bool = False, expected: int = 0) -> Any:
+    def train(
+        num_ranks: int,
+        variants: Sequence[Sequence[str]],
+        allow_fp16: bool = False,
+        expected: int = 0,
+        go_on: bool = False,
+    ) -> Any:
         jobs = tmp_path_factory.mktemp("jobs") / "jobs.json"
         runs = [[[str(base)], list(overrides)] for overrides in variants]
-        jobs.write_text(json.dumps({"runs": runs, "allow_fp16": allow_fp16}), encoding="utf-8")
+        jobs.write_text(json.dumps({"runs": runs, "allow_fp16": allow_fp16, "go_on": go_on}), encoding="utf-8")
         command = deepspeed_command(num_ranks, ROOT / "tests/runs/many.py", str(jobs))
         result = subprocess.run(
             command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False

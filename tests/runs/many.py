@@ -2,19 +2,22 @@
 
 Started by the real launcher: ``deepspeed tests/runs/many.py JOBS.json``; each job is a list of recipe files and
 overrides. The processor's fp16 is refused by DeepSpeed as too slow; where asked for, that one check is overruled, and
-everything else is DeepSpeed's own.
+everything else is DeepSpeed's own. With "go_on", a run that fails is told of and the next one started; in place
+of a run, "remove:FOLDER" removes a folder.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 from deepspeed.accelerator import get_accelerator
 
 from ds_pretrain.config import load_recipe
-from ds_pretrain.engine.ranks import start_ranks, stop_ranks
+from ds_pretrain.engine.ranks import barrier, start_ranks, stop_ranks
+from ds_pretrain.errors import TrainingError, UserError
 from ds_pretrain.train.run import train_recipe
 
 
@@ -24,7 +27,19 @@ def main() -> None:
         get_accelerator().is_fp16_supported = lambda: True
     ranks = start_ranks(120.0)
     for files, overrides in jobs["runs"]:
-        train_recipe(load_recipe([Path(file) for file in files], overrides), ranks, overrides)
+        if overrides[0].startswith("remove:"):
+            barrier()
+            if ranks.is_main:
+                shutil.rmtree(overrides[0].removeprefix("remove:"))
+            barrier()
+            continue
+        try:
+            train_recipe(load_recipe([Path(file) for file in files], overrides), ranks, overrides)
+        except (UserError, TrainingError) as error:
+            if not jobs.get("go_on"):
+                raise
+            if ranks.is_main:
+                print(f"{type(error).__name__}: {error}", flush=True)
     stop_ranks()
 
 

@@ -1,0 +1,105 @@
+"""What stands in a run's folder of checkpoints: how far each one is, how large, and whether it is whole.
+
+Needs neither torch nor deepspeed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ds_pretrain.engine.checkpoint_files import STATE, damage, files_of, list_checkpoints
+from ds_pretrain.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class CheckpointEntry:
+    """A checkpoint as a user sees it.
+
+    Args:
+        step: optimizer steps done.
+        folder: where it stands.
+        tokens: tokens trained on; None where it cannot be read.
+        size: bytes of all its files.
+        world_size: ranks that saved it; None where it cannot be read.
+        val_loss: validation loss at full length, in nats; None where it was not evaluated at this step.
+        damage: what is wrong with its files; empty where nothing is.
+        best: whether no other one has a lower validation loss.
+    """
+
+    step: int
+    folder: Path
+    tokens: int | None
+    size: int
+    world_size: int | None
+    val_loss: float | None
+    damage: tuple[str, ...]
+    best: bool
+
+
+def checkpoint_entries(checkpoints: Path) -> list[CheckpointEntry]:
+    """Every visible checkpoint, oldest first; reads all files to verify their checksums."""
+    found = dict(list_checkpoints(checkpoints))
+    best = best_step(found)
+    return [_entry(step, folder, best) for step, folder in found.items()]
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The run's own state in a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not one.
+    """
+    path = folder / STATE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(state, dict):
+            raise ValueError(f"found {type(state).__name__}, not a mapping")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a run's state ({error})") from error
+    return state
+
+
+def best_step(found: Mapping[int, Path]) -> int | None:
+    """Which checkpoint has the lowest validation loss, the newest of equals; None where none was evaluated.
+
+    Args:
+        found: folders by step; one whose state cannot be read does not count.
+    """
+    losses = {step: loss for step, folder in found.items() if (loss := _val_loss(_state(folder))) is not None}
+    return min(losses, key=lambda step: (losses[step], -step), default=None)
+
+
+def _entry(step: int, folder: Path, best: int | None) -> CheckpointEntry:
+    state = _state(folder)
+    try:
+        size = sum((folder / name).stat().st_size for name in files_of(folder))
+    except OSError:  # it is being removed
+        size = 0
+    return CheckpointEntry(
+        step=step,
+        folder=folder,
+        tokens=state.get("tokens"),
+        size=size,
+        world_size=state.get("world_size"),
+        val_loss=_val_loss(state),
+        damage=tuple(damage(folder)),
+        best=step == best,
+    )
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        return read_state(folder)
+    except CheckpointError:
+        return {}
+
+
+def _val_loss(state: Mapping[str, Any]) -> float | None:
+    loss = state.get("val_loss")
+    return loss if isinstance(loss, float) else None
