@@ -41,6 +41,11 @@ class StageRows:
     block_steps: int = 256
     reading: int = 0
 
+    def block(self, step: int) -> tuple[int, int]:
+        """First step of the shuffle block that a step belongs to, and the step after its last one."""
+        first = min(step // self.block_steps, max(0, self.steps // self.block_steps - 1)) * self.block_steps
+        return first, self.steps if first + 2 * self.block_steps > self.steps else first + self.block_steps
+
     def starts(self, step: int) -> NDArray[np.int64]:
         """Where the rows of one step start.
 
@@ -52,10 +57,8 @@ class StageRows:
         """
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of a stage of {self.steps} steps")
-        block = min(step // self.block_steps, max(0, self.steps // self.block_steps - 1))
-        first = block * self.block_steps
-        last = self.steps if first + 2 * self.block_steps > self.steps else first + self.block_steps
-        key = (self.seed, self.stage, block, *([self.reading] if self.reading else []))
+        first, last = self.block(step)
+        key = (self.seed, self.stage, first // self.block_steps, *([self.reading] if self.reading else []))
         order = Permutation((last - first) * self.batch_size, *key)
         places = np.arange(self.batch_size, dtype=np.int64) + (step - first) * self.batch_size
         return self.start_cursor + (first * self.batch_size + order(places)) * self.stride

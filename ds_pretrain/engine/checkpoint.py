@@ -16,7 +16,7 @@ ENGINE_TAG = "engine"
 
 
 def load_checkpoint(engine: DeepSpeedEngine, folder: Path, ranks: Ranks) -> None:
-    """Loads a verified checkpoint into an engine of the same recipe and world size.
+    """Loads a verified checkpoint into an engine of the same recipe and world size, and this rank's generators.
 
     The learning rates and the clip of the saved moment come with it: apply the stage again afterwards.
 
@@ -25,10 +25,15 @@ def load_checkpoint(engine: DeepSpeedEngine, folder: Path, ranks: Ranks) -> None
         folder: what ``newest_whole`` found.
         ranks: this process among those of the run.
     """
+    load_engine(engine, folder, ranks)
+    restore_rng(load_file(folder / rng_name(ranks.rank)))
+
+
+def load_engine(engine: DeepSpeedEngine, folder: Path, ranks: Ranks) -> None:
+    """The same without the generators, which at ZeRO 0 any number of ranks may do."""
     loaded, _ = engine.load_checkpoint(str(folder), tag=ENGINE_TAG, load_lr_scheduler_states=False)
     if loaded is None:
         raise CheckpointError(f"{folder}: DeepSpeed found nothing to load for rank {ranks.rank}")
-    restore_rng(load_file(folder / rng_name(ranks.rank)))
 
 
 def newest_whole(checkpoints: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:

@@ -36,7 +36,7 @@ from ds_pretrain.engine.checkpoint_files import (
     record_files,
     write_durably,
 )
-from ds_pretrain.engine.ranks import Ranks, broadcast_object, gather_objects
+from ds_pretrain.engine.ranks import Ranks, broadcast_object, engine_precision, gather_objects
 from ds_pretrain.engine.rng import rng_state
 from ds_pretrain.errors import SaveError
 
@@ -107,7 +107,11 @@ class CheckpointWriter:
         if self._ranks.is_main:
             text = json.dumps(state, indent=2) + "\n"
             writes[beside / STATE] = partial(write_durably, beside / STATE, text)
-        about = {"world_size": self._ranks.world_size, "zero_stage": engine.zero_optimization_stage()}
+        about = {
+            "world_size": self._ranks.world_size,
+            "zero_stage": engine.zero_optimization_stage(),
+            "precision": engine_precision(engine),
+        }
         self._flight = _Flight(step, about, self._submit(partial(_write_share, beside, writes, self._ranks.rank)))
 
     def finish(self) -> Path:

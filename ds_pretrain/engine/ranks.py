@@ -14,6 +14,7 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 
 from ds_pretrain.config import Recipe
@@ -129,6 +130,13 @@ def device_precision(requested: str) -> Precision:
     return "fp16" if accelerator.is_fp16_supported() else "fp32"
 
 
+def engine_precision(engine: DeepSpeedEngine) -> Precision:
+    """What a live engine trains in."""
+    if engine.bfloat16_enabled():
+        return "bf16"
+    return "fp16" if engine.fp16_enabled() else "fp32"
+
+
 def device_description(ranks: Ranks) -> str:
     """What the driver calls this rank's device."""
     accelerator = get_accelerator()
@@ -137,14 +145,16 @@ def device_description(ranks: Ranks) -> str:
     return str(torch.cuda.get_device_name(ranks.device))
 
 
-def seed_rank(recipe: Recipe, rank: int) -> None:
+def seed_rank(recipe: Recipe, rank: int, step: int = 0) -> None:
     """Seeds what draws random numbers on this rank: weights alike on all, dropout different on each.
 
     Args:
         recipe: a checked recipe; ``run.deterministic`` asks for deterministic kernels too.
         rank: this process's rank; pass 0 while the weights are built.
+        step: steps done, where the run goes on with other ranks than those whose generators were saved.
     """
-    seed = int(np.random.SeedSequence([recipe.run.seed, rank]).generate_state(1, dtype=np.uint64)[0] >> 1)
+    key = [recipe.run.seed, rank, *([step] if step else [])]
+    seed = int(np.random.SeedSequence(key).generate_state(1, dtype=np.uint64)[0] >> 1)
     torch.manual_seed(seed)
     get_accelerator().manual_seed_all(seed)
     if recipe.run.deterministic:

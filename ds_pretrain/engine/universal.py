@@ -1,4 +1,4 @@
-"""Loads a checkpoint into an engine of another number of ranks, or another ZeRO stage: DeepSpeed's universal checkpoint.
+"""Loads a checkpoint into an engine of other ranks, or another ZeRO stage: DeepSpeed's universal checkpoint.
 
 DeepSpeed's converter takes the ranks' flat partitions apart into one file for each parameter and state. They are put
 in by parameter name, as where trained layers change, and not by DeepSpeed 0.19.8's own loader, which at ZeRO 3 gives
@@ -34,9 +34,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
-def load_elsewhere(
-    engine: DeepSpeedEngine, groups: Sequence[ParameterGroup], checkpoint: Path, ranks: Ranks
-) -> None:
+def load_elsewhere(engine: DeepSpeedEngine, groups: Sequence[ParameterGroup], checkpoint: Path, ranks: Ranks) -> None:
     """Loads what other ranks saved into an engine that has not taken a step. Every rank takes part.
 
     The generators of random numbers are left alone: they belonged to the ranks that were.

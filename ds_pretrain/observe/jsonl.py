@@ -79,14 +79,15 @@ class JsonlTracker:
         self._events.close()
 
 
-def cut_after(path: Path, step: int) -> None:
-    """Drop the lines of a metrics file that lie after a step, and whatever is not a whole line.
+def cut_after(path: Path, step: int, redone: tuple[str, ...] = ()) -> None:
+    """Drop the lines of a metrics or events file that lie after a step, and whatever is not a whole line.
 
     The new content is written beside, synced and renamed, so a crash leaves either the old file or the new.
 
     Args:
         path: the file; one that does not exist is left so.
         step: the last step that stays. Lines without a step stay too.
+        redone: events that a run which goes on from there logs again at this very step; they go as well.
     """
     if not path.exists():
         return
@@ -98,7 +99,8 @@ def cut_after(path: Path, step: int) -> None:
                 torn += 1
                 continue
             line_step = record.get("step")
-            if not isinstance(line_step, int) or line_step <= step:
+            again = line_step == step and record.get("event") in redone
+            if not again and (not isinstance(line_step, int) or line_step <= step):
                 target.write(line)
         target.flush()
         os.fsync(target.fileno())

@@ -16,7 +16,7 @@ import yaml
 
 from ds_pretrain.config import Recipe, dump_recipe, parse_recipe
 from ds_pretrain.curriculum import Plan, StagePlan, build_plan, plan_problems
-from ds_pretrain.data.loader import stage_rows
+from ds_pretrain.data.rows import StageRows
 from ds_pretrain.errors import RecipeError
 from ds_pretrain.schedules import LearningRateSchedule
 
@@ -109,10 +109,9 @@ def recipe_changes(
         if before is None or plan_problems(before, saved_world_size, positions):
             trained = [f"{key}: cannot be compared, for the run's own recipe is of another version" for key in planned]
         else:
-            trained = _trained_changes(
-                before, build_plan(before, saved_world_size, positions), recipe, plan, step
-            )
-    allowed, refused = [], []
+            trained = _trained_changes(before, build_plan(before, saved_world_size, positions), recipe, plan, step)
+    allowed: list[str] = []
+    refused: list[str] = []
     for key in changed:
         line = f"{key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
         (allowed if key.startswith(free) or (key in planned and not trained) else refused).append(line)
@@ -148,12 +147,7 @@ def _same_rows(recipe: Recipe, was: StagePlan, now: StagePlan, step: int) -> boo
         return False
     last = step - was.start_step - 1
     blocks = [
-        stage_rows(
-            stage,
-            seed=recipe.run.seed,
-            max_seq_len=recipe.data.max_seq_len,
-            sequence_mode=recipe.data.sequence_mode,  # type: ignore[arg-type]
-        ).block(last)
+        StageRows(recipe.run.seed, stage.index, stage.start_cursor, stage.num_steps, stage.batch_size, 1).block(last)
         for stage in (was, now)
     ]
     return blocks[0] == blocks[1]

@@ -175,7 +175,7 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
     exit_code = 1
     try:
         trainer.event(
-            "run_start" if setup.checkpoint is None else "resume",
+            "run_start" if setup.start.checkpoint is None else "resume",
             world_size=ranks.world_size,
             parameters=parameters,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,10 @@ import yaml
 from ds_pretrain.config import Recipe, dump_recipe
 from ds_pretrain.engine.checkpoint_files import write_durably
 from ds_pretrain.errors import CheckpointError
+from ds_pretrain.train.continuation import Changes, changeable
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
-# keys that change nothing in what is learned
-CHANGEABLE = (
-    "run.output_dir",
-    "tracking.",
-    "checkpoint.",
-    "evaluation.",
-    "lr_finder.",
-    "data.prefetch_steps",
-    "deepspeed.communication_timeout_seconds",
-)
-
-
-def recipe_document(recipe: Recipe) -> dict[str, Any]:
-    """A whole recipe as plain JSON values, as ``config.yaml`` and every checkpoint hold it."""
-    return yaml.safe_load(dump_recipe(recipe))  # type: ignore[no-any-return]
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -37,65 +23,87 @@ def run_folder(recipe: Recipe) -> Path:
     return Path(recipe.run.output_dir) / recipe.run.name
 
 
-def changeable(recipe: Recipe) -> tuple[str, ...]:
-    """The keys that may be changed on resume: how a run is evaluated too, unless its learning rate follows that."""
-    follows = recipe.schedule.type == "plateau"
-    return tuple(key for key in CHANGEABLE if not (follows and key == "evaluation."))
+def saved_recipe(folder: Path, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe that a checkpoint was trained by; the run's ``config.yaml`` where an older one does not hold it.
 
-
-def changed_keys(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """What a recipe changes in a run that may not be changed.
-
-    Args:
-        saved: the run's ``config.yaml``.
-        recipe: the recipe that is to continue it.
-
-    Returns:
-        One line for every such key, with both values.
+    The file alone would not do: it is of the last start, which may have changed the recipe and saved nothing.
     """
-    before = dict(_leaves(saved))
-    after = dict(_leaves(yaml.safe_load(dump_recipe(recipe))))
-    return [
-        f"{key}: {before.get(key)!r} in the run, {after.get(key)!r} now"
-        for key in sorted({*before, *after})
-        if before.get(key) != after.get(key) and not key.startswith(changeable(recipe))
-    ]
+    if "recipe" in state:
+        return state["recipe"]  # type: ignore[no-any-return]
+    return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
-def check_continuation(folder: Path, recipe: Recipe, state: Mapping[str, Any], world_size: int, corpus: str) -> None:
-    """Refuses to continue a run with what would make it another run.
+def check_recipe(folder: Path, changes: Changes, recipe: Recipe, ends: int | None) -> None:
+    """Refuses to continue a run with a recipe that would make it another run.
 
     Args:
-        folder: the run's folder, with its ``config.yaml``.
+        folder: the run's folder.
+        changes: what the recipe changes.
         recipe: the recipe at hand.
-        state: the run's own state in its checkpoint.
-        world_size: ranks now.
-        corpus: fingerprint of the training tokens now.
+        ends: the step at which the run has finished; None where it has not.
 
     Raises:
         CheckpointError: what is different, with both values, and the ways out.
     """
-    saved = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    changes = changed_keys(saved, recipe)
-    if changes:
-        raise CheckpointError(
-            f"{folder} is a run of another recipe; changed:\n"
-            + "".join(f"  {change}\n" for change in changes)
-            + "start a new run with run.name=…, or take the changes back; "
-            + f"what may change on resume: {', '.join(key.rstrip('.') for key in changeable(recipe))}"
-        )
-    if state["corpus"] != corpus:
+    if not changes.refused:
+        return
+    further = "" if ends is None else f"; to train on, add a stage that starts at step {ends}"
+    raise CheckpointError(
+        f"{folder} is a run of another recipe; changed:\n"
+        + "".join(f"  {change}\n" for change in changes.refused)
+        + f"start a new run with run.name=…, or take the changes back{further}; what may change on resume: stages that "
+        + f"have not begun, {', '.join(key.rstrip('.') for key in changeable(recipe))}"
+    )
+
+
+def check_corpus(folder: Path, recipe: Recipe, saved: str, corpus: str) -> None:
+    """Refuses to continue a run on other tokens.
+
+    Args:
+        folder: the run's folder.
+        recipe: the recipe at hand.
+        saved, corpus: fingerprint of the training tokens in the checkpoint, and now.
+
+    Raises:
+        CheckpointError: with both fingerprints, and the ways out.
+    """
+    if saved != corpus:
         raise CheckpointError(
             f"{folder} was trained on other tokens than {recipe.data.train[0].text or recipe.data.train[0].path} now "
-            f"holds ({state['corpus']} then, {corpus} now); bring the old text or token files back, or start a new run "
+            f"holds ({saved} then, {corpus} now); bring the old text or token files back, or start a new run "
             "with run.name=…"
         )
-    saved_world_size = state["world_size"]
-    if saved_world_size != world_size:
+
+
+def check_layout(folder: Path, recipe: Recipe, manifest: Mapping[str, Any], world_size: int, zero: int) -> None:
+    """Refuses ranks and a ZeRO stage for which a checkpoint cannot be converted.
+
+    Args:
+        folder: the run's folder.
+        recipe: the recipe at hand.
+        manifest: the checkpoint's.
+        world_size: ranks now.
+        zero: ZeRO stage now.
+
+    Raises:
+        CheckpointError: what stands in the way, and how to go on.
+    """
+    saved, before = manifest["world_size"], manifest["zero_stage"]
+    offload = recipe.deepspeed.offload_optimizer
+    reason = None
+    if (saved, before) == (world_size, zero) or before == zero == 0:
+        return
+    if 0 in (before, zero):
+        reason = "ZeRO 0 keeps no partitions that could be converted"
+    elif recipe.optimizer.type not in ("adamw", "adam"):
+        reason = f"DeepSpeed converts the state of Adam only, not of {recipe.optimizer.type}"
+    elif offload is not None and offload.device == "nvme":
+        reason = "an optimizer on NVMe cannot be converted"
+    if reason is not None:
         raise CheckpointError(
-            f"{folder} was saved by {saved_world_size} ranks and is to be continued by {world_size}; continuing on "
-            f"another number of ranks is not built yet: start {saved_world_size} (--num_gpus {saved_world_size}), "
-            "or a new run with run.name=…"
+            f"{folder} was saved by {saved} rank(s) at ZeRO {before} and is to be continued by {world_size} at ZeRO "
+            f"{zero}, but {reason}; start {saved} (--num_gpus {saved}) with deepspeed.zero_stage={before}, or a new "
+            "run with run.name=…"
         )
 
 
@@ -105,11 +113,3 @@ def write_config(folder: Path, recipe: Recipe) -> None:
     beside = folder / f".{CONFIG}.partial"
     write_durably(beside, dump_recipe(recipe))
     os.replace(beside, folder / CONFIG)
-
-
-def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value

@@ -17,9 +17,7 @@ from ds_pretrain.data.manifest import open_corpus
 from ds_pretrain.data.positions import epoch_positions
 from ds_pretrain.data.stream import TokenStream
 from ds_pretrain.engine.build import Engine, check_accepted, try_shapes
-from ds_pretrain.engine.checkpoint import load_checkpoint, newest_whole
 from ds_pretrain.engine.checkpoint_files import clear_leftovers, list_checkpoints, set_aside
-from ds_pretrain.engine.checkpoint_list import read_state
 from ds_pretrain.engine.deepspeed_json import (
     Precision,
     effective_zero_stage,
@@ -29,7 +27,7 @@ from ds_pretrain.engine.deepspeed_json import (
 )
 from ds_pretrain.engine.plan_files import plan_document, write_plan_files
 from ds_pretrain.engine.ranks import Ranks, broadcast_object, device_precision, seed_rank
-from ds_pretrain.errors import CheckpointError, RecipeError, Stopped, UserError
+from ds_pretrain.errors import RecipeError, Stopped, UserError
 from ds_pretrain.model.build import build_model, meta_model, model_config
 from ds_pretrain.model.group_rows import group_rows
 from ds_pretrain.model.loss import CausalLmLoss, head_is_plain, max_chunk_tokens
@@ -38,9 +36,10 @@ from ds_pretrain.observe.prepare_progress import prepare_progress
 from ds_pretrain.schedules.plan_warnings import plan_warnings
 from ds_pretrain.train.corpus import Corpus, resolve_corpus
 from ds_pretrain.train.formats import attention_notes, attention_problems, check_model, input_format
-from ds_pretrain.train.run_folder import CHECKPOINTS, check_continuation, run_folder, write_config
+from ds_pretrain.train.resume import Start, find_start, load
+from ds_pretrain.train.run_folder import CHECKPOINTS, run_folder, write_config
 from ds_pretrain.train.stop import StopRequest
-from ds_pretrain.train.trainer import Position, position_from
+from ds_pretrain.train.trainer import Position
 from ds_pretrain.train.unfreezing import TrainedLayers
 
 if TYPE_CHECKING:
@@ -60,8 +59,7 @@ class Setup:
         positions: positions of one epoch of the training corpus.
         input_format: what the model is fed.
         folder: the run's folder.
-        checkpoint: where to continue from; None at the start.
-        position: how far that checkpoint is.
+        start: where the run begins, or goes on.
         warnings: what the user should know, as sentences.
     """
 
@@ -74,9 +72,13 @@ class Setup:
     positions: int
     input_format: InputFormat
     folder: Path
-    checkpoint: Path | None
-    position: Position
+    start: Start
     warnings: tuple[str, ...]
+
+    @property
+    def position(self) -> Position:
+        """How far the run is."""
+        return self.start.position
 
     @property
     def finished(self) -> bool:
@@ -118,16 +120,11 @@ def prepare_run(recipe: Recipe, ranks: Ranks, stop: StopRequest, fresh: bool = F
     config = model_config(recipe.model, corpus.vocabulary, recipe.data.max_seq_len)
     groups = group_rows(meta_model(recipe.model, config), recipe, plan, find_layers=recipe.divides_parameters)
     folder = run_folder(recipe)
-    checkpoint, warnings = (None, []) if fresh else _find_checkpoint(recipe, folder, ranks)
-    position = Position()
-    if checkpoint is not None:
-        state = read_state(checkpoint)
-        check_continuation(folder, recipe, state, ranks.world_size, corpus.fingerprint)
-        position = position_from(state)
+    start = Start() if fresh else find_start(recipe, plan, precision, corpus, positions, folder, ranks)
     return Setup(
-        recipe, plan, precision, corpus, config, groups, positions, fed, folder, checkpoint, position,
+        recipe, plan, precision, corpus, config, groups, positions, fed, folder, start,
         (
-            *plan.warnings, *zero_stage_warnings(recipe, precision), *plan_warnings(recipe, plan), *warnings,
+            *plan.warnings, *zero_stage_warnings(recipe, precision), *plan_warnings(recipe, plan), *start.notes,
             *attention_notes(recipe, ranks.device.type),
         ),
     )  # fmt: skip
@@ -149,7 +146,8 @@ def open_folder(setup: Setup, ranks: Ranks) -> None:
         write_config(setup.folder, setup.recipe)
         write_plan_files(plan_document(setup.plan, setup.recipe, setup.precision), setup.folder)
         for name in (METRICS_FILE, EVENTS_FILE):
-            cut_after(setup.folder / name, setup.position.step if setup.checkpoint else -1)
+            # a stage that starts just where the run goes on is entered again
+            cut_after(setup.folder / name, setup.position.step if setup.start.checkpoint else -1, ("stage_start",))
 
     on_main(ranks, write)
 
@@ -182,8 +180,8 @@ def start_engine(setup: Setup, ranks: Ranks) -> tuple[Engine, PreTrainedModel, T
     check_model(recipe, model)
     try_shapes(engine, stages, setup.input_format)
     engine = layers.change(engine, largest, stages[setup.position.stage])
-    if setup.checkpoint is not None:
-        load_checkpoint(engine, setup.checkpoint, ranks)
+    if setup.start.checkpoint is not None:
+        load(engine, layers.groups(stages[setup.position.stage]), setup.start, recipe, ranks)
     return engine, model, layers
 
 
@@ -249,28 +247,6 @@ def _corpus(recipe: Recipe, stop: StopRequest) -> Corpus:
     print(f"corpus: {text}, prepared once and kept in {recipe.data.cache_dir}", flush=True)
     with stop.at_once(), prepare_progress() as progress:
         return resolve_corpus(recipe, progress)
-
-
-def _find_checkpoint(recipe: Recipe, folder: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
-    resume = recipe.checkpoint.resume
-    any_saved = broadcast_object(bool(list_checkpoints(folder / CHECKPOINTS)), ranks)
-    if resume == "never" and any_saved:
-        raise CheckpointError(
-            f"checkpoint.resume: found never, but {folder} holds a run with checkpoints; "
-            "choose another run.name, or checkpoint.resume=auto to continue it"
-        )
-    checkpoint, warnings = newest_whole(folder / CHECKPOINTS, ranks)
-    if checkpoint is None and any_saved:
-        raise CheckpointError(
-            f"{folder}: every checkpoint is damaged, and a new start would overwrite the run; "
-            "restore one, or start a new run with run.name=…\n" + "\n".join(f"  {line}" for line in warnings)
-        )
-    if checkpoint is None and resume == "must":
-        raise CheckpointError(
-            f"checkpoint.resume: found must, but there is no checkpoint in {folder / CHECKPOINTS}; "
-            "check run.name and run.output_dir, or use checkpoint.resume=auto to start a new run"
-        )
-    return checkpoint, warnings
 
 
 def _check_chunked_loss(setup: Setup, model: PreTrainedModel) -> None:

@@ -29,9 +29,10 @@ from ds_pretrain.observe.progress import ProgressReporter
 from ds_pretrain.observe.tracker import Tracker
 from ds_pretrain.schedules import LearningRateSchedule
 from ds_pretrain.schedules.plateau import PlateauState, after_evaluation
+from ds_pretrain.train.continuation import recipe_document
 from ds_pretrain.train.evaluation import Evaluator, full_length_loss
 from ds_pretrain.train.metrics import StepTimes, step_record
-from ds_pretrain.train.run_folder import CHECKPOINTS, recipe_document
+from ds_pretrain.train.run_folder import CHECKPOINTS
 from ds_pretrain.train.saving import Saving
 from ds_pretrain.train.stop import StopRequest
 from ds_pretrain.train.unfreezing import TrainedLayers

@@ -45,7 +45,7 @@ class TrainedLayers:
         """A new engine that trains what a stage trains."""
         self._select(stage)
         document = stage_json(self._recipe, stage, self._precision)
-        return build_engine(self._module, self._groups(stage), document, self._recipe.optimizer)
+        return build_engine(self._module, self.groups(stage), document, self._recipe.optimizer)
 
     def change(self, engine: Engine, before: StagePlan, after: StagePlan) -> Engine:
         """The engine of another stage, which goes on where the one before stopped. Every rank takes part.
@@ -62,12 +62,12 @@ class TrainedLayers:
         if same_layers(before, after):
             return engine
         random = rng_state()
-        state = collect_state(engine, self._groups(before), self._ranks)
+        state = collect_state(engine, self.groups(before), self._ranks)
         release(engine)
         self._select(after)
         own_storage(self._module)
         following = self.build(after)
-        put_state(following, self._groups(after), state, self._ranks)
+        put_state(following, self.groups(after), state, self._ranks)
         restore_rng(random)
         return following
 
@@ -75,7 +75,8 @@ class TrainedLayers:
         for name, parameter in self._module.model.named_parameters():
             parameter.requires_grad_(name not in self._depths or is_trained(stage, self._depths[name]))
 
-    def _groups(self, stage: StagePlan) -> list[ParameterGroup]:
+    def groups(self, stage: StagePlan) -> list[ParameterGroup]:
+        """The parameter groups of the engine that trains what a stage trains."""
         since = {
             name: trained_since(self._plan, stage.index, depth)
             for name, depth in self._depths.items()

@@ -92,6 +92,5 @@ def test_a_step_saved_again_takes_the_place_of_the_one_before(ranks: Ranks, tmp_
         assert damage(folder) == []
     shutil.rmtree(tmp_path / "step_00000001")
     # a folder removed by hand is no reason to fail
-    writer.start(subject.engine, state(2))
+    save(writer, subject, 2)
     assert [step for step, _ in list_checkpoints(tmp_path)] == [2]
-    writer.finish()

@@ -11,7 +11,19 @@ from records import metrics
 
 # inside a stage, at a boundary, one step after it
 STOPS = (6, 8, 9)
-ZERO_STAGES = (1, 3)
+NAMES = ("zero1", "zero3", "everything")
+# whatever keeps a state of its own, in one run
+EVERYTHING = [
+    "curriculum.stages=["
+    "{step: 0, seq_len: 16, batch_size: 24, warmup_steps: 2, trainable_layers: 1}, "
+    "{step: 4, seq_len: 32, batch_size: 8, warmup_steps: 2, trainable_layers: 2}, "
+    "{step: 8, seq_len: 64, batch_size: 12, warmup_steps: 4}]",
+    "schedule={type: plateau, scope: stage, factor: 0.5, patience: 1, threshold: 9.0, threshold_mode: abs}",
+    "evaluation.every_steps=2",
+    "precision=fp16",
+    "deepspeed={zero_stage: 2, fp16: {initial_scale_power: 24, loss_scale_window: 2, hysteresis: 1}}",
+    "checkpoint.asynchronous=true",
+]
 EVERY_STEP = ["checkpoint.every_steps=1", "checkpoint.keep_last=99"]
 
 
@@ -21,17 +33,21 @@ def runs(train_many: Many, tmp_path_factory: pytest.TempPathFactory) -> Path:
     common = [f"run.output_dir={folder / 'unbroken'}", *EVERY_STEP]
     # dropout, so that the generators matter too
     dropout = "model.config.attention_dropout=0.1"
-    variants = [[*common, dropout, f"run.name=zero{zero}", f"deepspeed.zero_stage={zero}"] for zero in ZERO_STAGES]
-    train_many(2, variants)
+    variants = {
+        "zero1": [*common, dropout, "run.name=zero1", "deepspeed.zero_stage=1"],
+        "zero3": [*common, dropout, "run.name=zero3", "deepspeed.zero_stage=3"],
+        "everything": [*common, dropout, "run.name=everything", *EVERYTHING],
+    }
+    train_many(2, list(variants.values()), allow_fp16=True)
     broken = []
-    for variant, zero in zip(variants, ZERO_STAGES, strict=True):
+    for name, variant in variants.items():
         for stop in STOPS:
             # as a kill just after a save leaves it: later checkpoints never were, later lines were
             output = folder / f"stop{stop}"
-            shutil.copytree(folder / "unbroken" / f"zero{zero}", output / f"zero{zero}")
+            shutil.copytree(folder / "unbroken" / name, output / name)
             for later in range(stop + 1, 13):
-                shutil.rmtree(output / f"zero{zero}/checkpoints/step_{later:08d}")
-            with (output / f"zero{zero}/metrics.jsonl").open("a", encoding="utf-8") as file:
+                shutil.rmtree(output / f"{name}/checkpoints/step_{later:08d}")
+            with (output / f"{name}/metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write('{"step": 13, "tok')
             broken.append([*variant, f"run.output_dir={output}", "checkpoint.resume=must"])
     # the newest checkpoint damaged on disk
@@ -40,28 +56,28 @@ def runs(train_many: Many, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    result = train_many(2, [*broken, [*variants[0], f"run.output_dir={folder / 'damaged'}"]])
+    result = train_many(2, [*broken, [*variants["zero1"], f"run.output_dir={folder / 'damaged'}"]], allow_fp16=True)
     (folder / "output.txt").write_text(result.stdout, encoding="utf-8")
     return folder
 
 
-@pytest.mark.parametrize("zero", ZERO_STAGES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("stop", STOPS)
-def test_metrics_are_identical(runs: Path, zero: int, stop: int) -> None:
-    unbroken = metrics(runs / f"unbroken/zero{zero}")
-    assert metrics(runs / f"stop{stop}/zero{zero}") == unbroken
+def test_metrics_are_identical(runs: Path, name: str, stop: int) -> None:
+    unbroken = metrics(runs / f"unbroken/{name}")
+    assert metrics(runs / f"stop{stop}/{name}") == unbroken
     assert len([line for line in unbroken if "loss" in line]) == 12
 
 
-@pytest.mark.parametrize("zero", ZERO_STAGES)
-def test_final_weights_are_identical(runs: Path, zero: int) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_final_weights_are_identical(runs: Path, name: str) -> None:
     from ds_pretrain.engine.consolidate import whole_weights
 
-    expected = whole_weights(runs / f"unbroken/zero{zero}/checkpoints/step_00000012")
+    expected = whole_weights(runs / f"unbroken/{name}/checkpoints/step_00000012")
     for stop in STOPS:
-        found = whole_weights(runs / f"stop{stop}/zero{zero}/checkpoints/step_00000012")
+        found = whole_weights(runs / f"stop{stop}/{name}/checkpoints/step_00000012")
         assert expected.keys() == found.keys()
-        assert all(bool((expected[name] == found[name]).all()) for name in expected)
+        assert all(bool((expected[key] == found[key]).all()) for key in expected)
 
 
 def test_a_damaged_checkpoint_is_named_and_passed_over(runs: Path) -> None:
@@ -72,7 +88,16 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(runs: Path) -> None:
     assert '"event": "resume", "step": 8' in (runs / "damaged/zero1/events.jsonl").read_text(encoding="utf-8")
 
 
-def test_events_tell_of_the_resume(runs: Path) -> None:
-    text = (runs / "stop6/zero1/events.jsonl").read_text(encoding="utf-8")
-    assert '"event": "resume", "step": 6' in text
+def test_the_loss_scaler_and_the_plateau_were_at_work(runs: Path) -> None:
+    lines = [line for line in metrics(runs / "unbroken/everything") if "loss" in line]
+    assert len({line["loss_scale"] for line in lines}) > 2
+    assert any(line["skipped"] for line in lines)
+    assert '"event": "plateau"' in (runs / "unbroken/everything/events.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_events_tell_of_the_resume_and_of_every_stage_once(runs: Path, stop: int) -> None:
+    text = (runs / f"stop{stop}/zero1/events.jsonl").read_text(encoding="utf-8")
+    assert f'"event": "resume", "step": {stop}' in text
+    # step 8 is a boundary, and the run had gone over it
     assert text.count('"event": "stage_start"') == 3
