@@ -16,6 +16,7 @@ from config.test_parse import BAD, recipe_data
 from launches import LAUNCH_SECONDS, ROOT, deepspeed_command
 
 from ds_pretrain.cli import main
+from ds_pretrain.engine.checkpoint_files import publish, record_files
 
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.yaml"))
 
@@ -421,3 +422,34 @@ def test_plan_refuses_a_schedule_function_that_cannot_be_used(run: Run, recipe_f
     answer = run("plan", recipe_file("schedule={type: custom, function: no_such_package.shape}"))
     assert answer.code == 2
     assert "schedule.function: found 'no_such_package.shape', which cannot be imported: ModuleNotFoundErr" in answer.err
+
+
+def test_checkpoints_lists_verifies_and_tells_by_its_exit_code(run: Run, tmp_path: Path) -> None:
+    refused = run("checkpoints", "nowhere")
+    assert (refused.code, refused.err) == (
+        2,
+        "ds-pretrain: nowhere: not a run's folder (it has no checkpoints); give <run.output_dir>/<run.name>\n",
+    )
+    folder = tmp_path / "runs/a/checkpoints/.step_00000007.partial"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text('{"step": 7, "tokens": 1234, "world_size": 2}', encoding="utf-8")
+    final = folder.with_name("step_00000007")
+    publish(folder, final, 7, record_files(folder, ["state.json"]), {"world_size": 2})
+    whole = run("checkpoints", "runs/a")
+    assert whole.code == 0
+    assert whole.out.splitlines()[-2].split("│")[1:-1] == [
+        "    7 ",
+        "  1,234 ",
+        " 44 B ",
+        "     2 ",
+        "          ",
+        " whole     ",
+    ]
+    (final / "state.json").write_text("{", encoding="utf-8")
+    damaged = run("checkpoints", "runs/a")
+    assert damaged.code == 1
+    assert "runs/a/checkpoints/step_00000007/state.json has 1 bytes instead of 44" in damaged.out
+    as_json = run("checkpoints", "runs/a", "--json")
+    assert as_json.code == 1
+    (document,) = json.loads(as_json.out)
+    assert (document["step"], document["whole"], len(document["damage"])) == (7, False, 1)

@@ -110,9 +110,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 raise ValueError(f"no size and checksum of {name}")
             if not (folder / name).resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"{name} lies outside the checkpoint")
+        if STATE not in document["files"] or not isinstance(document["step"], int):
+            raise ValueError(f"{STATE} or the step is missing")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # the last: a loop of links
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise CheckpointError(f"{path}: not a checkpoint's manifest ({reason})") from error
     return document  # type: ignore[no-any-return]
@@ -130,19 +132,28 @@ def damage(folder: Path, share: int = 0, shares: int = 1) -> list[str]:
         One sentence for every file that is missing or differs from the manifest.
     """
     try:
-        files = read_manifest(folder)["files"]
+        manifest = read_manifest(folder)
     except CheckpointError as error:
         return [str(error)]
-    problems = []
-    for name in sorted(files)[share::shares]:
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{path} is missing")
-        elif path.stat().st_size != files[name]["size"]:
-            problems.append(f"{path} has {path.stat().st_size} bytes instead of {files[name]['size']}")
-        elif _measure(path).sha256 != files[name]["sha256"]:
-            problems.append(f"{path} does not match its checksum")
-    return problems
+    files = manifest["files"]
+    problems = [_harm(folder / name, files[name]) for name in sorted(files)[share::shares]]
+    named = _NAME.fullmatch(folder.name)
+    if named and int(named.group(1)) != manifest["step"]:
+        problems.append(f"{folder / MANIFEST} is that of step {manifest['step']}")
+    return [problem for problem in problems if problem is not None]
+
+
+def _harm(path: Path, record: Mapping[str, Any]) -> str | None:
+    """What is wrong with one file; None where nothing is."""
+    try:
+        found = path.stat().st_size
+        if not path.is_file() or found != record["size"]:
+            return f"{path} has {found} bytes instead of {record['size']}"
+        return None if _measure(path).sha256 == record["sha256"] else f"{path} does not match its checksum"
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
 
 
 def superseded(steps: Sequence[int], keep_last: int, keep_every_steps: int | None) -> list[int]:

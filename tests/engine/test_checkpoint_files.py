@@ -103,6 +103,26 @@ def test_a_harmed_file_is_named(saved: Path, harm: Callable[[Path], None], words
     assert damage(saved) == [f"{path}{words}"]
 
 
+def test_a_file_that_cannot_be_opened_is_harmed(saved: Path) -> None:
+    path = saved / "engine/rank_0.pt"
+    path.unlink()
+    path.symlink_to(path)  # a loop: the system refuses to open it
+    (problem,) = damage(saved)
+    assert str(path) in problem
+
+
+def test_a_checkpoint_under_another_step_is_not_what_it_says(saved: Path) -> None:
+    other = saved.rename(saved.with_name("step_00000009"))
+    assert damage(other) == [f"{other / MANIFEST} is that of step 7"]
+
+
+def test_what_cannot_be_flushed_is_not_recorded(tmp_path: Path) -> None:
+    # the system refuses to flush a device like this one
+    (tmp_path / "file").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="Invalid argument"):
+        record_files(tmp_path, ["file"])
+
+
 def test_all_harm_is_found_however_ranks_share_the_reading(saved: Path) -> None:
     _flip(saved / "engine/rank_0.pt")
     (saved / "engine/empty.pt").unlink()
@@ -123,6 +143,7 @@ def test_all_harm_is_found_however_ranks_share_the_reading(saved: Path) -> None:
         ('{"files": {"a": {"size": 1}}}', "not a checkpoint's manifest ('sha256' is missing)"),
         ('{"files": {"a": {"size": "1", "sha256": ""}}}', "not a checkpoint's manifest (no size and checksum of a)"),
         ('{"files": {"a": 3}}', "not a checkpoint's manifest ('int' object is not subscriptable)"),
+        ('{"step": 7, "files": {}}', "not a checkpoint's manifest (state.json or the step is missing)"),
     ],
 )
 def test_a_broken_manifest_is_damage(saved: Path, manifest: str | None, reason: str) -> None:
@@ -162,7 +183,9 @@ def test_deletion_hides_before_it_removes(saved: Path, monkeypatch: pytest.Monke
     seen: list[list[tuple[int, Path]]] = []
     remove = shutil.rmtree
 
-    def watched(path: Path) -> None:
+    def watched(path: Path, ignore_errors: bool = False) -> None:
+        if ignore_errors:  # what an earlier deletion left
+            return
         seen.append(list_checkpoints(saved.parent))
         assert damage(path) == []
         remove(path)
