@@ -2,73 +2,114 @@
 
 from __future__ import annotations
 
-import shutil
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from launches import Many
+from launches import LAUNCH_SECONDS, ROOT
 from records import steps
 
-from ds_pretrain.engine.checkpoint_files import files_of
+from ds_pretrain.engine.consolidate import whole_weights
+from ds_pretrain.train.export import export_run
 
-# inside the second stage; what follows is four steps of it and the whole third stage
-STOP = 5
-LAST = 12
-FROZEN = (
+# inside the second stage; what follows is the rest of it and the whole third stage
+STOP, AGAIN, LAST = 5, 10, 12
+UNFREEZING = (
     "curriculum.stages=["
     "{step: 0, seq_len: 16, batch_size: 24, warmup_steps: 2, trainable_layers: 1}, "
     "{step: 4, seq_len: 32, batch_size: 8, warmup_steps: 2, trainable_layers: 2}, "
     "{step: 8, seq_len: 64, batch_size: 12, warmup_steps: 4}]"
 )
-# name: ranks that save, ranks that go on, overrides, and more that come when it goes on
-CASES: dict[str, tuple[int, int, list[str], list[str]]] = {
-    "zero1": (2, 1, ["deepspeed.zero_stage=1"], []),
-    "zero2": (2, 1, ["deepspeed.zero_stage=2"], []),
-    "zero3": (2, 1, ["deepspeed.zero_stage=3"], []),
-    "bf16": (2, 1, ["precision=bf16"], []),
-    "frozen1": (2, 1, [FROZEN, "deepspeed.zero_stage=1"], []),
-    "frozen3": (2, 1, [FROZEN, "deepspeed.zero_stage=3"], []),
-    "from1to3": (2, 1, ["deepspeed.zero_stage=1"], ["deepspeed.zero_stage=3"]),
+BY_TWELVE = "curriculum.stages=[{step: 0, seq_len: 16, batch_size: 24}, {step: 4, seq_len: 32, batch_size: 12}]"
+# overrides, and what is given besides when the run goes on; two ranks save, one goes on
+FROM_TWO: dict[str, tuple[list[str], list[str]]] = {
+    "zero1": ([UNFREEZING, "deepspeed.zero_stage=1"], []),
+    "zero2": (["deepspeed.zero_stage=2"], []),
+    "zero3": ([UNFREEZING, "deepspeed.zero_stage=3"], []),
+    "bf16": (["precision=bf16"], []),
+    "one_to_three": (["deepspeed.zero_stage=1"], ["deepspeed.zero_stage=3"]),
 }
+# and back to two
+BACK = ("zero1", "zero3")
+# four save, three go on
+FROM_FOUR = [BY_TWELVE, "deepspeed.zero_stage=2"]
 COMMON = [f"checkpoint.every_steps={STOP}", "checkpoint.keep_last=99", "evaluation.every_steps=null"]
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in files_of(folder)}
-
-
 @pytest.fixture(scope="module")
-def runs(train_many: Many, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elastic")
-    train_many(
-        2,
-        [
-            [*COMMON, f"run.output_dir={folder / 'unbroken'}", f"run.name={name}", *overrides]
-            for name, (_, _, overrides, _) in CASES.items()
-        ],
+
+    def run(output: str, name: str, *overrides: str) -> list[Any]:
+        return [[str(base)], [*COMMON, f"run.output_dir={folder / output}", f"run.name={name}", *overrides]]
+
+    def cut(output: str, copy: str, name: str, step: int) -> dict[str, Any]:
+        return {"cut": [str(folder / output / name), str(folder / copy / name), step]}
+
+    must = "checkpoint.resume=must"
+    jobs: list[dict[str, Any]] = [
+        {"ranks": 2, "runs": [run("unbroken", name, *first) for name, (first, _) in FROM_TWO.items()]},
+        {"ranks": 4, "runs": [run("unbroken", "four", *FROM_FOUR)]},
+        *(cut("unbroken", "moved", name, STOP) for name in [*FROM_TWO, "four"]),
+        {"ranks": 1, "runs": [run("moved", name, *first, *then, must) for name, (first, then) in FROM_TWO.items()]},
+        {"ranks": 3, "runs": [run("moved", "four", *FROM_FOUR, must)]},
+        *(cut("moved", "back", name, AGAIN) for name in BACK),
+        {"ranks": 2, "runs": [run("back", name, *FROM_TWO[name][0], must) for name in BACK]},
+    ]
+    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    command = [sys.executable, str(ROOT / "tests/runs/worlds.py"), str(folder / "jobs.json")]
+    result = subprocess.run(
+        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False
     )
-    broken = []
-    for name, (_, _, overrides, more) in CASES.items():
-        shutil.copytree(folder / "unbroken" / name, folder / "moved" / name)
-        for later in (10, LAST):
-            shutil.rmtree(folder / f"moved/{name}/checkpoints/step_{later:08d}")
-        common = [*COMMON, f"run.output_dir={folder / 'moved'}", f"run.name={name}", "checkpoint.resume=must"]
-        broken.append([*common, *overrides, *more])
-    result = train_many(1, broken)
+    assert result.returncode == 0, result.stdout + result.stderr
     (folder / "output.txt").write_text(result.stdout, encoding="utf-8")
     return folder
 
 
-def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in steps(run)]
+def resumed(run: Path) -> list[tuple[int, int]]:
+    """Step and number of ranks of every time that a run was continued."""
+    lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(event["step"], event["world_size"]) for event in map(json.loads, lines) if event["event"] == "resume"]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_losses_go_on(runs: Path, name: str) -> None:
-    expected, found = losses(runs / "unbroken" / name), losses(runs / "moved" / name)
+@pytest.mark.parametrize(
+    ("output", "name", "continued"),
+    [
+        *(("moved", name, [(STOP, 1)]) for name in FROM_TWO),
+        ("moved", "four", [(STOP, 3)]),
+        *(("back", name, [(STOP, 1), (AGAIN, 2)]) for name in BACK),
+    ],
+)
+def test_losses_rates_and_tokens_go_on(runs: Path, output: str, name: str, continued: list[tuple[int, int]]) -> None:
+    assert resumed(runs / output / name) == continued
+    expected, found = steps(runs / "unbroken" / name), steps(runs / output / name)
     assert len(found) == LAST
+    for key in ("step", "tokens", "stage", "seq_len", "batch_size", "lr", "lr_groups", "epoch"):
+        assert [line[key] for line in found] == [line[key] for line in expected]
+    before, after = ([line["loss"] for line in lines] for lines in (expected, found))
     tolerance = 2e-2 if name == "bf16" else 1e-3
-    worst = max(abs(a - b) for a, b in zip(expected, found, strict=True))
-    assert worst < tolerance
-    # a comparison that can fail: the same losses one step off are further away than that, taken over all the steps
-    assert max(abs(a - b) for a, b in zip(expected[STOP:-1], found[STOP + 1 :], strict=True)) > tolerance
+    assert max(abs(a - b) for a, b in zip(before, after, strict=True)) < tolerance
+    # the comparison can fail: one step off, the losses of all these steps are not as close as that
+    assert max(abs(a - b) for a, b in zip(before[STOP:-1], after[STOP + 1 :], strict=True)) > tolerance
+
+
+def test_the_start_tells_what_is_different(runs: Path) -> None:
+    output = (runs / "output.txt").read_text(encoding="utf-8")
+    assert "note: saved by 2 rank(s) at ZeRO 1, continued by 1 at ZeRO 3: " in output
+    assert "note: saved by 4 rank(s) at ZeRO 2, continued by 3 at ZeRO 2: " in output
+    assert "note: changed since the checkpoint: deepspeed.zero_stage: 1 in the run, 3 now" in output
+
+
+@pytest.mark.parametrize(("output", "name"), [("moved", "one_to_three"), ("back", "zero3"), ("moved", "bf16")])
+def test_a_run_that_moved_is_exported(runs: Path, tmp_path: Path, output: str, name: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    export_run(runs / output / name, tmp_path / "export")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    weights = whole_weights(runs / output / name / f"checkpoints/step_{LAST:08d}")
+    for key, parameter in model.named_parameters():
+        assert bool((parameter == weights[f"model.{key}"]).all()), key
