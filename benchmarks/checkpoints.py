@@ -1,6 +1,6 @@
 """How long the loop is held up by a checkpoint, asynchronous against synchronous, paired in one run.
 
-    python benchmarks/checkpoints.py [--hidden 512] [--layers 8] [--saves 8] [--steps 6]
+    python benchmarks/checkpoints.py [--hidden 384] [--layers 6] [--saves 8] [--steps 3]
 
 A Llama on one rank's real DeepSpeed engine; the two kinds of saves take turns, so that both meet the same disk and the
 same neighbours. A synchronous save holds the loop for as long as it takes. An asynchronous one holds it while the state
@@ -33,7 +33,7 @@ from ds_pretrain.model.groups import parameter_groups
 from ds_pretrain.model.loss import CausalLmLoss
 
 LR = 1e-3
-ROWS, LENGTH, VOCABULARY = 4, 128, 8192
+ROWS, LENGTH, VOCABULARY = 4, 64, 8192
 
 
 class Subject:
@@ -117,10 +117,10 @@ def measure(subject: Subject, ranks: Ranks, saves: int, steps: int, folder: Path
 def main() -> None:
     """Builds the engine on one rank and measures."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--hidden", type=int, default=384)
+    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--saves", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=None, help="where to save; a temporary folder unless given")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

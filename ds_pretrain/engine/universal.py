@@ -20,6 +20,7 @@ import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor
 
 from ds_pretrain.engine.carry import CarriedState, GroupState, put_state
@@ -54,6 +55,7 @@ def load_elsewhere(engine: DeepSpeedEngine, groups: Sequence[ParameterGroup], ch
         if problem is not None:
             raise CheckpointError(f"{checkpoint} cannot be converted for {ranks.world_size} rank(s): {problem}")
         put_state(engine, groups, _converted_state(converted, engine, groups, ranks), ranks)
+        _refresh_weights(engine, ranks)
         _put_frozen(engine, checkpoint, ranks)
     finally:
         barrier()
@@ -135,6 +137,19 @@ def _steps_at_zero_3(shared: Mapping[str, Any], model: Mapping[str, Any]) -> dic
         return {}
     state = shared["optimizer_state_dict"]["state"]
     return {name: state[index]["step"] for index, names in enumerate(model["param_shapes"]) for name in names}
+
+
+def _refresh_weights(engine: DeepSpeedEngine, ranks: Ranks) -> None:
+    """Has the weights that the model computes with follow the master weights, as they would after the next step."""
+    if hasattr(engine.optimizer, "update_lp_params"):
+        engine.optimizer.update_lp_params()
+        return
+    for parameter in engine.module.parameters():
+        if parameter.requires_grad:
+            value = safe_get_full_fp32_param(parameter)
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+                if ranks.is_main:
+                    parameter.copy_(value)
 
 
 def _put_frozen(engine: DeepSpeedEngine, checkpoint: Path, ranks: Ranks) -> None:
