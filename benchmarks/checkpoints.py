@@ -20,7 +20,8 @@ import torch
 
 from ds_pretrain.config import parse_recipe
 from ds_pretrain.curriculum import build_plan
-from ds_pretrain.data.loader import MicroBatch, StepBatch
+from ds_pretrain.data.inputs import MicroBatch
+from ds_pretrain.data.loader import StepBatch
 from ds_pretrain.engine.build import Engine, build_engine
 from ds_pretrain.engine.checkpoint_files import delete_checkpoint
 from ds_pretrain.engine.checkpoint_writer import CheckpointWriter
@@ -59,7 +60,7 @@ class Subject:
         self.engine: Engine = build_engine(module, groups, stage_json(recipe, self.stage, "fp32"))
         ids = torch.randint(0, VOCABULARY, (ROWS, LENGTH))
         size = self.stage.micro_batch_size
-        self.batch = StepBatch(0, 0, tuple(MicroBatch(part, part) for part in ids.split(size)))
+        self.batch = StepBatch(0, 0, tuple(MicroBatch(part, part) for part in torch.split(ids, size)))
 
     def step(self) -> float:
         """Seconds of a step."""
