@@ -62,7 +62,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     os.chdir(ROOT)
-    os.environ.setdefault("LOCAL_RANK", "0")  # as a launcher would
+    for name in ("LOCAL_RANK", "MASTER_PORT"):  # as a launcher would; port 0 is any free one
+        os.environ.setdefault(name, "0")
     stages = [
         {"step": step, "seq_len": arguments.seq_len, "batch_size": 8, "micro_batch_size": 8, "trainable_layers": layers}
         for step, layers in enumerate(LAYERS * arguments.rounds)

@@ -19,6 +19,8 @@ CycleKind = Literal["triangular", "triangular2", "exp_range"]
 def cycle_share(t: Values, kind: CycleKind, step_size_up: float, step_size_down: float, gamma: float) -> Values:
     """Share of the way from floor to peak of a cyclical rate (Smith: Cyclical learning rates, WACV 2017).
 
+    x / up in the rise, 1 - (x - up) / down in the fall, with x the time since the start of the cycle; times the height.
+
     Args:
         t: time since the start of the span.
         kind: ``triangular``: every cycle reaches the peak. ``triangular2``: cycle n reaches 0.5^(n - 1) of the way.
@@ -67,12 +69,23 @@ class OneCycle:
     anneal_strategy: Literal["cos", "linear"]
 
     def factor(self, t: Values) -> Values:
-        """Factor on the peak at time ``t`` since the start of the span."""
+        """Factor on the peak.
+
+        From a to b over a phase, q of which has passed: b + (a - b) (1 + cos(pi q)) / 2, or a + (b - a) q.
+
+        Args:
+            t: time since the start of the span, in the unit of ``length``.
+        """
         first = 1.0 / self.div_factor
         return self._through(t, (first, 1.0, first, first / self.final_div_factor))
 
     def momentum(self, t: Values, base_momentum: float, max_momentum: float) -> Values:
-        """Momentum, or Adam's first beta, at time ``t``: lowest where the rate is highest."""
+        """Momentum, or Adam's first beta: lowest where the rate is highest.
+
+        Args:
+            t: time since the start of the span, in the unit of ``length``.
+            base_momentum, max_momentum: the lowest, and the highest.
+        """
         return self._through(t, (max_momentum, base_momentum, max_momentum, max_momentum))
 
     def _through(self, t: Values, corners: tuple[float, float, float, float]) -> Values:

@@ -19,12 +19,20 @@ Values = float | NDArray[Any]
 
 
 def constant(t: Values) -> Values:
-    """Factor 1 throughout."""
+    """Factor 1 throughout.
+
+    Args:
+        t: time since the end of the warmup, in tokens or optimizer steps.
+    """
     return t * 0.0 + 1.0
 
 
 def linear(progress: Values) -> Values:
-    """Share 1 - progress."""
+    """Share 1 - progress (torch's LinearLR).
+
+    Args:
+        progress: part of the span that has passed, from 0 to 1.
+    """
     return 1.0 - progress
 
 
@@ -32,19 +40,25 @@ def polynomial(progress: Values, power: float) -> Values:
     """Share (1 - progress)^power (torch's PolynomialLR).
 
     Args:
-        progress: part of the span that has passed.
+        progress: part of the span that has passed, from 0 to 1.
         power: exponent; above 1 most of the fall comes early.
     """
     return (1.0 - progress) ** power
 
 
 def cosine(progress: Values) -> Values:
-    """Share (1 + cos(pi x progress)) / 2, half a period (Loshchilov, Hutter: SGDR, ICLR 2017, without restarts)."""
+    """Share (1 + cos(pi x progress)) / 2, half a period (Loshchilov, Hutter: SGDR, ICLR 2017, without restarts).
+
+    Args:
+        progress: part of the span that has passed, from 0 to 1.
+    """
     return 0.5 * (1.0 + np.cos(np.pi * progress))
 
 
 def cosine_restarts(t: Values, t_0: float, t_mult: float) -> Values:
-    """Share of the cosine that starts anew after t_0, then after t_0 x t_mult, and so on (SGDR, ICLR 2017).
+    """Share (1 + cos(pi x p)) / 2, p the part of the present cycle that has passed (SGDR, ICLR 2017).
+
+    The first cycle lasts t_0, the next t_0 x t_mult, and so on.
 
     Args:
         t: time since the end of the warmup.
@@ -96,7 +110,7 @@ def exponential(t: Values, gamma: float, decay_every: float) -> Values:
 
 
 def exponential_rate(t: Values, k: float) -> Values:
-    """Factor e^(-k t).
+    """Factor e^(-k t), with the half-life ln(2) / k.
 
     Args:
         t: time since the end of the warmup.
@@ -129,8 +143,10 @@ def noam(step_number: Values, d_model: float, warmup: float) -> Values:
 def wsd(progress: Values, decay_fraction: float, decay_shape: str) -> Values:
     """Share of warmup, stable, decay: 1, and over the last part of the span down to 0 (Hu et al.: MiniCPM, 2024).
 
+    With q the part of the decay that has passed: 1 - q, (1 + cos(pi q)) / 2, or 1 - sqrt(q).
+
     Args:
-        progress: part of the span that has passed.
+        progress: part of the span that has passed, from 0 to 1.
         decay_fraction: last part of the span in which the rate falls.
         decay_shape: ``linear``, ``cosine``, or ``1-sqrt``, which is 1 - sqrt(progress of the decay)
             (Haegele et al.: Scaling laws and compute-optimal training beyond fixed training durations, 2024).
@@ -145,5 +161,10 @@ def wsd(progress: Values, decay_fraction: float, decay_shape: str) -> Values:
 
 
 def between(share: Values, peak: float, floor: float) -> Values:
-    """The learning rate at a share of the way from ``floor`` (0) to ``peak`` (1)."""
-    return peak * share + floor * (1.0 - share)  # exact at both ends
+    """floor + share x (peak - floor), exact at both ends.
+
+    Args:
+        share: of the way from floor (0) to peak (1).
+        peak, floor: learning rates, or factors on one.
+    """
+    return peak * share + floor * (1.0 - share)
