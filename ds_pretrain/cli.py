@@ -142,7 +142,7 @@ def checkpoints(
         Console().print(checkpoint_table(entries))
         for problem in (problem for entry in entries for problem in entry.damage):
             print(problem)
-    if any(entry.damage for entry in entries):
+    if any(entry.damage and entry.aside is None for entry in entries):
         sys.exit(1)
 
 

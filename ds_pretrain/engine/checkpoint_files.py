@@ -21,6 +21,7 @@ from ds_pretrain.errors import CheckpointError
 MANIFEST = "manifest.json"
 STATE = "state.json"
 _NAME = re.compile(r"step_(\d{8,})")
+_ASIDE = re.compile(r"(damaged|rejected)_step_(\d{8,})")
 _READ_BYTES = 1 << 20
 
 
@@ -48,6 +49,14 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
         return []
     found = ((_NAME.fullmatch(path.name), path) for path in checkpoints.iterdir() if path.is_dir())
     return sorted((int(match.group(1)), path) for match, path in found if match)
+
+
+def list_set_aside(checkpoints: Path) -> list[tuple[int, str, Path]]:
+    """Checkpoints that were taken out of the list, as (step, why, folder), oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    found = ((_ASIDE.fullmatch(path.name), path) for path in checkpoints.iterdir() if path.is_dir())
+    return sorted((int(match.group(2)), match.group(1), path) for match, path in found if match)
 
 
 def files_of(folder: Path) -> list[str]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ds_pretrain.engine.checkpoint_files import STATE, damage, files_of, list_checkpoints
+from ds_pretrain.engine.checkpoint_files import STATE, damage, files_of, list_checkpoints, list_set_aside
 from ds_pretrain.errors import CheckpointError
 
 
@@ -28,6 +28,7 @@ class CheckpointEntry:
         val_loss: validation loss at full length, in nats; None where it was not evaluated at this step.
         damage: what is wrong with its files; empty where nothing is.
         best: whether no other one has a lower validation loss.
+        aside: why it is not continued from: it was found ``damaged``, or ``rejected`` by a rollback; None where it is.
     """
 
     step: int
@@ -38,13 +39,16 @@ class CheckpointEntry:
     val_loss: float | None
     damage: tuple[str, ...]
     best: bool
+    aside: str | None = None
 
 
 def checkpoint_entries(checkpoints: Path) -> list[CheckpointEntry]:
-    """Every visible checkpoint, oldest first; reads all files to verify their checksums."""
+    """Every checkpoint, oldest first, those set aside as well; reads all files to verify their checksums."""
     found = dict(list_checkpoints(checkpoints))
     best = best_step(found)
-    return [_entry(step, folder, best) for step, folder in found.items()]
+    entries = [_entry(step, folder, best) for step, folder in found.items()]
+    aside = [replace(_entry(step, folder, None), aside=why) for step, why, folder in list_set_aside(checkpoints)]
+    return sorted([*entries, *aside], key=lambda entry: (entry.step, entry.aside is None))
 
 
 def read_state(folder: Path) -> dict[str, Any]:

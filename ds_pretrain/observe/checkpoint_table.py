@@ -42,7 +42,12 @@ def checkpoint_document(entries: Sequence[CheckpointEntry]) -> list[dict[str, An
 
 def condition(entry: CheckpointEntry) -> str:
     """Whether a checkpoint is whole, and what else is to be said of it."""
-    return ", ".join([*(["damaged"] if entry.damage else ["whole"]), *(["best"] if entry.best else [])])
+    words = ["damaged" if entry.damage else "whole"]
+    if entry.aside is not None:
+        words.append(f"set aside as {entry.aside}")
+    if entry.best:
+        words.append("best")
+    return ", ".join(words)
 
 
 def _number(value: int | None) -> str:

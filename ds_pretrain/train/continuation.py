@@ -83,7 +83,13 @@ def changeable(recipe: Recipe) -> tuple[str, ...]:
 
 
 def recipe_changes(
-    saved: Mapping[str, Any], saved_world_size: int, recipe: Recipe, plan: Plan, positions: int, step: int
+    saved: Mapping[str, Any],
+    saved_world_size: int,
+    recipe: Recipe,
+    plan: Plan,
+    positions: int,
+    step: int,
+    rollbacks: int = 0,
 ) -> Changes:
     """Compares a recipe with the one of a checkpoint.
 
@@ -94,6 +100,7 @@ def recipe_changes(
         plan: its plan for the ranks at hand.
         positions: positions of one epoch of the training corpus.
         step: optimizer steps done.
+        rollbacks: how often the run went back; what it then read lies beyond the plan's end, which is fixed since.
 
     Returns:
         Every change, in the order of the keys.
@@ -109,7 +116,13 @@ def recipe_changes(
         if before is None or plan_problems(before, saved_world_size, positions):
             trained = [f"{key}: cannot be compared, for the run's own recipe is of another version" for key in planned]
         else:
-            trained = _trained_changes(before, build_plan(before, saved_world_size, positions), recipe, plan, step)
+            was = build_plan(before, saved_world_size, positions)
+            trained = _trained_changes(before, was, recipe, plan, step)
+            if rollbacks and _positions(was) != _positions(plan):
+                trained.append(
+                    f"positions that the plan reads: {_positions(was)} in the run, {_positions(plan)} now, but what "
+                    f"the run read after {rollbacks} rollback(s) begins where they end"
+                )
     allowed: list[str] = []
     refused: list[str] = []
     for key in changed:
@@ -164,6 +177,10 @@ def _rate_changes(before: Recipe, old: Plan, after: Recipe, new: Plan, step: int
         if was_momentum != now_momentum:
             return [f"momentum of step {done + 1}, which is done: {was_momentum} in the run, {now_momentum} now"]
     return []
+
+
+def _positions(plan: Plan) -> int:
+    return plan.stages[-1].cursor_before(plan.total_steps)
 
 
 def _is_planned(key: str, recipe: Recipe) -> bool:

@@ -59,6 +59,19 @@ def test_a_damaged_one_is_told_and_the_others_stay_whole(checkpoints: Path) -> N
     assert checkpoint_table([first, second, third]).row_count == 3
 
 
+def test_those_set_aside_are_listed_and_never_best(checkpoints: Path) -> None:
+    found = checkpoint_folder(checkpoints, 20)
+    found.rename(found.with_name("rejected_step_00000020"))
+    (checkpoints / "rejected_notes").mkdir()
+    entries = checkpoint_entries(checkpoints)
+    assert [(entry.step, condition(entry)) for entry in entries] == [
+        (10, "whole, best"),
+        (20, "whole, set aside as rejected"),
+        (30, "whole"),
+    ]
+    assert checkpoint_document(entries)[1]["aside"] == "rejected"
+
+
 def test_the_best_is_the_newest_of_equals_and_none_where_none_was_evaluated(tmp_path: Path) -> None:
     found = {step: save(tmp_path, step, val_loss=loss) for step, loss in ((1, 2.0), (2, 1.5), (3, 1.5), (4, None))}
     assert best_step(found) == 3

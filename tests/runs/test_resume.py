@@ -10,8 +10,8 @@ from launches import Many
 from records import metrics
 
 # inside a stage, at a boundary, one step after it
-STOPS = (6, 8, 9)
-NAMES = ("zero1", "zero3", "everything")
+STOPS = {"zero1": (6, 8, 9), "zero3": (8, 9), "everything": (6, 8)}
+CASES = [(name, stop) for name, stops in STOPS.items() for stop in stops]
 # whatever keeps a state of its own, in one run
 EVERYTHING = [
     "curriculum.stages=["
@@ -41,7 +41,7 @@ def runs(train_many: Many, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_many(2, list(variants.values()), allow_fp16=True)
     broken = []
     for name, variant in variants.items():
-        for stop in STOPS:
+        for stop in STOPS[name]:
             # as a kill just after a save leaves it: later checkpoints never were, later lines were
             output = folder / f"stop{stop}"
             shutil.copytree(folder / "unbroken" / name, output / name)
@@ -61,20 +61,19 @@ def runs(train_many: Many, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize(("name", "stop"), CASES)
 def test_metrics_are_identical(runs: Path, name: str, stop: int) -> None:
     unbroken = metrics(runs / f"unbroken/{name}")
     assert metrics(runs / f"stop{stop}/{name}") == unbroken
     assert len([line for line in unbroken if "loss" in line]) == 12
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STOPS)
 def test_final_weights_are_identical(runs: Path, name: str) -> None:
     from ds_pretrain.engine.consolidate import whole_weights
 
     expected = whole_weights(runs / f"unbroken/{name}/checkpoints/step_00000012")
-    for stop in STOPS:
+    for stop in STOPS[name]:
         found = whole_weights(runs / f"stop{stop}/{name}/checkpoints/step_00000012")
         assert expected.keys() == found.keys()
         assert all(bool((expected[key] == found[key]).all()) for key in expected)
@@ -95,7 +94,7 @@ def test_the_loss_scaler_and_the_plateau_were_at_work(runs: Path) -> None:
     assert '"event": "plateau"' in (runs / "unbroken/everything/events.jsonl").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("stop", STOPS["zero1"])
 def test_events_tell_of_the_resume_and_of_every_stage_once(runs: Path, stop: int) -> None:
     text = (runs / f"stop{stop}/zero1/events.jsonl").read_text(encoding="utf-8")
     assert f'"event": "resume", "step": {stop}' in text

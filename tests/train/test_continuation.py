@@ -132,6 +132,18 @@ def test_a_run_is_made_longer_by_a_stage_that_starts_where_it_ended() -> None:
     )
 
 
+def test_what_rollbacks_read_beyond_the_end_keeps_the_end_where_it_is() -> None:
+    longer = staged([*STAGES, {"step": 12, "seq_len": 64, "batch_size": 16}], total=20)
+    plan = build_plan(longer)
+    found = recipe_changes(recipe_document(staged()), 1, longer, plan, 100_000, 12, rollbacks=1)
+    assert "what the run read after 1 rollback(s) begins where they end" in found.refused[-1]
+    # another rate for a stage to come moves nothing
+    slower = with_stage(2, lr_multiplier=0.1)
+    assert (
+        recipe_changes(recipe_document(staged()), 1, slower, build_plan(slower), 100_000, 6, rollbacks=1).refused == ()
+    )
+
+
 def test_a_run_cannot_end_before_where_it_is() -> None:
     assert changes(staged(), staged(total=9), 10).refused[-1] == "the run has done 10 steps, and now ends after 9"
 
