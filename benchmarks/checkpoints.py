@@ -60,7 +60,7 @@ class Subject:
         self.engine: Engine = build_engine(module, groups, stage_json(recipe, self.stage, "fp32"))
         ids = torch.randint(0, VOCABULARY, (ROWS, LENGTH))
         size = self.stage.micro_batch_size
-        self.batch = StepBatch(0, 0, tuple(MicroBatch(part, part) for part in torch.split(ids, size)))
+        self.batch = StepBatch(0, 0, tuple(MicroBatch(part, part) for part in torch.split(ids, size)), ids.numel())
 
     def step(self) -> float:
         """Seconds of a step."""

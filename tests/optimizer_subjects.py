@@ -72,7 +72,7 @@ class Subject:
         set_learning_rate(self.engine, self.lr)
         share = ROWS // self.ranks.world_size
         mine = slice(self.ranks.rank * share, (self.ranks.rank + 1) * share)
-        batch = StepBatch(seed, 0, (MicroBatch(*(part[mine] for part in rows(seed))),))
+        batch = StepBatch(seed, 0, (MicroBatch(*(part[mine] for part in rows(seed))),), self.stage.tokens_per_step)
         train_batch(self.engine, batch, self.stage.tokens_per_step, self.lr, Requests())
 
     def plain_gradient(self, seed: int) -> None:

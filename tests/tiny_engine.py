@@ -62,6 +62,6 @@ class Subject:
         parts = [MicroBatch(ids[0, at : at + 4], targets[0, at : at + 4]) for at in range(0, self.stage.batch_size, 4)]
         apply_stage(self.engine, self.stage)
         set_learning_rate(self.engine, LR)
-        batch = StepBatch(seed, 0, tuple(parts))
+        batch = StepBatch(seed, 0, tuple(parts), self.stage.tokens_per_step)
         result = train_batch(self.engine, batch, self.stage.tokens_per_step, LR, Requests())
         return result.loss, result.grad_norm

@@ -25,6 +25,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpt_neox": {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"},
     "opt": {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
     "bert": {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"},
+    "distilbert": {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2},
+    "electra": {**{key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}, "embedding_size": 16},
+    "roberta": {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"},
+    "modernbert": {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"},
     "gemma2": {**_LLAMA, "head_dim": 16},
     "mistral": _LLAMA,
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
@@ -40,9 +44,15 @@ def tiny_section(architecture: str, **config: Any) -> Model:
 
 
 def tiny_model(
-    architecture: str, max_seq_len: int = 16, seed: int = 0, attn_implementation: str = "auto", **config: Any
+    architecture: str,
+    max_seq_len: int = 16,
+    seed: int = 0,
+    attn_implementation: str = "auto",
+    objective: str = "causal_lm",
+    **config: Any,
 ) -> PreTrainedModel:
     """A model with ``ROWS`` token ids."""
-    section = tiny_section(architecture, **config).model_copy(update={"attn_implementation": attn_implementation})
+    changes = {"attn_implementation": attn_implementation, "objective": objective}
+    section = tiny_section(architecture, **config).model_copy(update=changes)
     torch.manual_seed(seed)
     return build_model(section, model_config(section, VOCABULARY, max_seq_len))

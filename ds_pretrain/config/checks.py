@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ds_pretrain.config import rate_checks
+from ds_pretrain.config.data import Masking
 from ds_pretrain.config.runtime import Fp16
 from ds_pretrain.config.schema import Recipe
 from ds_pretrain.errors import Problem
@@ -132,6 +133,13 @@ def positions(recipe: Recipe) -> Sequence[Problem]:
     ]
 
 
+def masking(recipe: Recipe) -> Sequence[Problem]:
+    """Only a masked language model has tokens hidden."""
+    if recipe.data.masking == Masking() or recipe.model.objective == "masked_lm":
+        return ()
+    return [Problem("data.masking", f"needs model.objective masked_lm, found {recipe.model.objective}")]
+
+
 def offload(recipe: Recipe) -> Sequence[Problem]:
     """What is offloaded must be partitioned, and NVMe needs a folder."""
     problems: list[Problem] = []
@@ -214,6 +222,7 @@ CHECKS: tuple[Callable[[Recipe], Sequence[Problem]], ...] = (
     stages,
     pacing,
     positions,
+    masking,
     offload,
     unfreezing,
     loss_scaling,

@@ -50,8 +50,8 @@ class Model(Section):
 class TokenizerTraining(Section):
     """A byte-level BPE tokenizer, trained on the training text."""
 
-    vocab_size: Annotated[Whole, Field(ge=257)]
-    """Number of token ids, special ones included; 256 bytes and the end-of-document token are the least."""
+    vocab_size: Annotated[Whole, Field(ge=258)]
+    """Number of token ids, special ones included; 256 bytes, the end-of-document token and the mask are the least."""
     min_frequency: Count = 2
     """How often a pair has to occur to be merged."""
 
@@ -84,6 +84,15 @@ def as_sources(value: Any) -> Any:
     return [{"path": item} if isinstance(item, str) else item for item in items]
 
 
+class Masking(Section):
+    """What a masked language model has to guess."""
+
+    probability: Annotated[Number, Field(gt=0, lt=1)] = 0.15
+    """Share of the tokens that are targets: 80% of them hidden, 10% replaced by chance, 10% left."""
+    whole_words: bool = False
+    """Hides whole words instead of single tokens."""
+
+
 Sources = Annotated[tuple[Source, ...], BeforeValidator(as_sources)]
 
 
@@ -106,5 +115,7 @@ class Data(Section):
     """Confines attention to documents; positions begin anew in each."""
     reset_positions: bool = False
     """In mode ``mask``, counts positions from 0 in every block, instead of running on through the row."""
+    masking: Masking = Masking()
+    """For ``model.objective: masked_lm``."""
     prefetch_steps: Count = 2
     """Steps whose batches are read ahead by a thread."""

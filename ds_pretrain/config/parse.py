@@ -30,7 +30,7 @@ _STAND_INS: Mapping[Location, Any] = {
     ("curriculum", "pacing", "start_seq_len"): 8,
     ("optimizer",): {"lr": 1.0},
     ("optimizer", "lr"): 1.0,
-    ("tokenizer", "train", "vocab_size"): 257,
+    ("tokenizer", "train", "vocab_size"): 258,
 }
 _ROUNDS = 8
 

@@ -11,7 +11,6 @@ from ds_pretrain.errors import Problem
 
 # keys, and the values that are built
 _BUILT_VALUES = {
-    "model.objective": ("causal_lm",),
     "model.compile": (False,),
     "tracking.tensorboard": (False,),
 }

@@ -15,7 +15,7 @@ from ds_pretrain.data.publish import staging_folder
 from ds_pretrain.data.sources import list_files, source_file, sources_digest
 from ds_pretrain.errors import DataError
 
-_CACHE_VERSION = 1  # raise it when the same text would give other tokens
+_CACHE_VERSION = 2  # raise it when the same text would give other tokens
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ of transformers can do them. Documents, whose lengths differ, are told by their 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from ds_pretrain.data.masking import Masking
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,10 @@ class MicroBatch:
         """The same in page-locked memory."""
         return MicroBatch(**{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
 
+    def part(self, sequences: slice) -> MicroBatch:
+        """Some of the sequences, of a micro batch without ``cu_seq_lens``."""
+        return MicroBatch(**{name: tensor[sequences] for name, tensor in self._tensors().items()})
+
     @property
     def options(self) -> dict[str, torch.Tensor]:
         """Keyword arguments of the forward pass beside inputs and targets."""
@@ -61,11 +67,17 @@ class InputFormat:
         max_seq_len: positions of a window.
         document_end: token that ends a document, to which attention is then confined; None confines nothing.
         reset_positions: count positions from 0 in every block of a row, instead of running on.
+        masking: hides tokens, which then are the targets; None predicts the next token everywhere.
     """
 
     max_seq_len: int
     document_end: int | None = None
     reset_positions: bool = False
+    masking: Masking | None = None
+
+    def targets_per_sequence(self, seq_len: int) -> int:
+        """Targets of a sequence of ``seq_len`` tokens."""
+        return seq_len if self.masking is None else self.masking.targets_per_sequence(seq_len)
 
     def micro_batches(
         self,
@@ -75,6 +87,8 @@ class InputFormat:
         *,
         seq_len: int,
         micro_batch_size: int,
+        places: NDArray[np.int64],
+        key: tuple[int, ...],
     ) -> tuple[MicroBatch, ...]:
         """Cuts rows into micro batches.
 
@@ -83,33 +97,44 @@ class InputFormat:
             starts: stream position at which each row starts, shape [rows].
             seq_len: tokens of a sequence.
             micro_batch_size: rows of a micro batch.
+            places: number of each row in its batch, over all ranks; [rows].
+            key: what masking depends on besides: seed and step.
         """
         rows, row_len = inputs.shape
         in_blocks = (rows * row_len // seq_len, seq_len)
         begins = None if self.document_end is None else self._document_begins(inputs, starts, self.document_end)
         positions = None
-        if begins is not None or row_len > seq_len:
+        if begins is not None or (row_len > seq_len and not self.reset_positions):
             positions = torch.from_numpy(self._positions(begins, inputs.shape, seq_len).reshape(in_blocks))
-        ids, wanted = (torch.from_numpy(part.reshape(in_blocks)) for part in (inputs, targets))
+        ids, wanted = inputs.reshape(in_blocks), targets.reshape(in_blocks)
+        hidden = None
+        if self.masking is not None:
+            per_row = row_len // seq_len
+            hidden = self.masking(ids, (places[:, None] * per_row + np.arange(per_row)).reshape(-1), key)
+            ids, wanted = hidden.input_ids, hidden.targets
+        whole = MicroBatch(
+            torch.from_numpy(ids),
+            torch.from_numpy(wanted),
+            position_ids=positions,
+            target_positions=None if hidden is None else torch.from_numpy(hidden.positions),
+        )
         if begins is not None:
             begins = begins.reshape(in_blocks)
             begins[:, 0] = True
         blocks = micro_batch_size * row_len // seq_len
+        parts = [slice(first, first + blocks) for first in range(0, len(ids), blocks)]
         return tuple(
-            MicroBatch(
-                ids[part],
-                wanted[part],
-                position_ids=None if positions is None else positions[part],
-                cu_seq_lens=None if begins is None else _cumulative_lengths(begins[part]),
-            )
-            for part in (slice(first, first + blocks) for first in range(0, len(ids), blocks))
+            replace(whole.part(part), cu_seq_lens=None if begins is None else _cumulative_lengths(begins[part]))
+            for part in parts
         )
 
     def blank(self, sequences: int, seq_len: int) -> MicroBatch:
         """A micro batch of the shape and kind that training has, of no meaning; each sequence is one document."""
         rows = np.full((sequences, seq_len), 1 if self.document_end == 0 else 0, dtype=np.int64)
         starts = np.zeros(sequences, dtype=np.int64)
-        (batch,) = self.micro_batches(rows, rows, starts, seq_len=seq_len, micro_batch_size=sequences)
+        (batch,) = self.micro_batches(
+            rows, rows, starts, seq_len=seq_len, micro_batch_size=sequences, places=starts, key=(0,)
+        )
         return batch
 
     def _document_begins(self, inputs: NDArray[np.int64], starts: NDArray[np.int64], end: int) -> NDArray[np.bool_]:
@@ -126,9 +151,9 @@ class InputFormat:
     def _positions(self, begins: NDArray[np.bool_] | None, shape: Sequence[int], seq_len: int) -> NDArray[np.int64]:
         """Position of every token: in its row, or since its document, or its block, began."""
         places = np.arange(shape[1], dtype=np.int64)
-        floor = places // seq_len * seq_len if self.reset_positions else np.zeros_like(places)
         if begins is None:
-            return np.broadcast_to(places - floor, shape).copy()
+            return np.broadcast_to(places, shape).copy()
+        floor = places // seq_len * seq_len if self.reset_positions else np.zeros_like(places)
         first = np.where(begins, places, floor)
         return places - np.maximum.accumulate(first, axis=1)
 

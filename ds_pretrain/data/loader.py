@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ds_pretrain.curriculum.plan import StagePlan
 
 SequenceMode = Literal["chunk", "truncate", "mask"]
+# keeps what training draws apart from what evaluation does
+_TRAINING = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +36,13 @@ class StepBatch:
         step: step of the run, from 0.
         stage: index of the step's stage.
         micro_batches: in the order in which they are accumulated, grad_accum_steps of them.
+        target_tokens: targets of the step, over all micro batches and ranks.
     """
 
     step: int
     stage: int
     micro_batches: tuple[MicroBatch, ...]
+    target_tokens: int
 
 
 def step_batch(
@@ -84,14 +88,24 @@ def step_batch(
     )
     starts = rows.starts(step - stretch.start_step)
     micro = stage.micro_batch_size
-    slices = [rank_slice(starts, rank, data_parallel_size, micro, number) for number in range(stage.grad_accum_steps)]
-    mine = np.concatenate(slices)
+    numbers = np.arange(len(starts))
+    slices = [rank_slice(numbers, rank, data_parallel_size, micro, part) for part in range(stage.grad_accum_steps)]
+    places = np.concatenate(slices)
+    mine = starts[places]
     inputs, targets = stream.read(mine, stage.seq_len * stage.blocks_per_row)
     wanted = input_format or InputFormat(stream.max_seq_len)
-    micro_batches = wanted.micro_batches(inputs, targets, mine, seq_len=stage.seq_len, micro_batch_size=micro)
+    micro_batches = wanted.micro_batches(
+        inputs,
+        targets,
+        mine,
+        seq_len=stage.seq_len,
+        micro_batch_size=micro,
+        places=places,
+        key=(seed, _TRAINING, step),
+    )
     if pin_memory:
         micro_batches = tuple(part.pin_memory() for part in micro_batches)
-    return StepBatch(step, stage.index, micro_batches)
+    return StepBatch(step, stage.index, micro_batches, stage.batch_size * wanted.targets_per_sequence(stage.seq_len))
 
 
 class StepLoader:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 EOS_TOKEN = "<|endoftext|>"
+MASK_TOKEN = "<|mask|>"
 _HUB_SECONDS = 10.0
 
 
@@ -77,7 +78,10 @@ def save_tokenizer(tokenizer_json: str, output_dir: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(tokenizer_json), eos_token=EOS_TOKEN, clean_up_tokenization_spaces=False
+        tokenizer_object=Tokenizer.from_str(tokenizer_json),
+        eos_token=EOS_TOKEN,
+        mask_token=MASK_TOKEN,
+        clean_up_tokenization_spaces=False,
     )
     partial = output_dir.with_name(f".{output_dir.name}.{uuid.uuid4().hex}.partial")
     try:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ds_pretrain.data.tokenizer import EOS_TOKEN
+from ds_pretrain.data.tokenizer import EOS_TOKEN, MASK_TOKEN
 from ds_pretrain.errors import DataError, UserError
 
-MIN_VOCAB_SIZE = 257  # 256 bytes and the end-of-document token
+MIN_VOCAB_SIZE = 258  # 256 bytes, the end-of-document token and the mask
 MAX_TRAINING_BYTES = 256 << 20
 
 TokenizerKind = Literal["bpe", "unigram"]
@@ -21,7 +21,8 @@ class TokenizerTraining:
     """A tokenizer to train.
 
     Args:
-        vocab_size: entries, the 256 bytes and the end-of-document token included; fewer where the text has fewer.
+        vocab_size: entries, the 256 bytes, the end-of-document token and the mask included; fewer where the text has
+            fewer.
         kind: ``bpe`` (the kind of GPT-2 and Llama 3) or ``unigram`` (Kudo, 2018); both over bytes, so that any text
             is encoded and decoded to itself.
         min_frequency: for ``bpe``, how often a pair must stand in the text to be merged.
@@ -38,7 +39,7 @@ class TokenizerTraining:
         if self.vocab_size < MIN_VOCAB_SIZE:
             raise DataError(
                 f"tokenizer: found a vocabulary of {self.vocab_size}; allowed: at least {MIN_VOCAB_SIZE}, the 256 "
-                f"bytes and {EOS_TOKEN}"
+                f"bytes, {EOS_TOKEN} and {MASK_TOKEN}"
             )
 
 
@@ -84,7 +85,7 @@ def train_tokenizer(
         trainer = trainers.BpeTrainer(
             vocab_size=training.vocab_size,
             min_frequency=training.min_frequency,
-            special_tokens=[EOS_TOKEN],
+            special_tokens=[EOS_TOKEN, MASK_TOKEN],
             initial_alphabet=alphabet,
             show_progress=False,
         )
@@ -92,7 +93,7 @@ def train_tokenizer(
         tokenizer = Tokenizer(models.Unigram())
         trainer = trainers.UnigramTrainer(
             vocab_size=training.vocab_size,
-            special_tokens=[EOS_TOKEN],
+            special_tokens=[EOS_TOKEN, MASK_TOKEN],
             initial_alphabet=alphabet,
             show_progress=False,
         )

@@ -68,9 +68,23 @@ def documents_known(documents: Tensor | None) -> Iterator[None]:
         masking_utils.find_packed_sequence_indices = search
 
 
-def takes_positions(model: PreTrainedModel) -> bool:
-    """Whether positions can be given to the model."""
-    return "position_ids" in inspect.signature(model.base_model.forward).parameters
+def takes_positions(model: PreTrainedModel, bidirectional: bool = False) -> bool:
+    """Whether positions can be given to the model, counted from 0 as it counts them itself; found by trying it.
+
+    Every rank must take part under ZeRO 3.
+    """
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        return False
+    ids = torch.tensor([[0, 1]], device=next(model.parameters()).device)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        own, given = (
+            run_model(model, ids, positions, bidirectional=bidirectional).logits
+            for positions in (None, torch.arange(2, device=ids.device)[None])
+        )
+    model.train(training)
+    return torch.equal(own, given)
 
 
 def confines_attention(model: PreTrainedModel, bidirectional: bool = False) -> bool:

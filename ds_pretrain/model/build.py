@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
+_CAUSAL_EXAMPLES = "causal language model of transformers, e.g. gpt2, llama, gpt_neox"
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What the model has to know of the tokenizer.
@@ -23,10 +26,12 @@ class Vocabulary:
     Args:
         size: number of token ids.
         eos_id: id of the end-of-document token, where there is one.
+        pad_id: id of the padding token, where there is one; encoders give it no embedding.
     """
 
     size: int
     eos_id: int | None = None
+    pad_id: int | None = None
 
     def padded(self, multiple: int) -> int:
         """``size`` rounded up: rows of the embedding in whole multiples run faster on tensor cores."""
@@ -45,7 +50,7 @@ def model_config(model: Model, vocabulary: Vocabulary, max_seq_len: int) -> Pret
         max_seq_len: longest sequence of the run, in tokens.
 
     Returns:
-        A config for ``AutoModelForCausalLM``.
+        A config for ``AutoModelForCausalLM``, or ``AutoModelForMaskedLM`` where that is the objective.
 
     Raises:
         RecipeError: unknown architecture or config key, or a pretrained model too small for the data.
@@ -58,7 +63,7 @@ def model_config(model: Model, vocabulary: Vocabulary, max_seq_len: int) -> Pret
         _check_pretrained(model, config, vocabulary, max_seq_len)
         return config
     assert model.architecture is not None
-    _check_architecture(model.architecture)
+    _check_architecture(model.architecture, model.objective)
     defaults = AutoConfig.for_model(model.architecture)
     _check_keys(model, defaults)
     settings: dict[str, Any] = _without_dropout(defaults)
@@ -67,8 +72,8 @@ def model_config(model: Model, vocabulary: Vocabulary, max_seq_len: int) -> Pret
         "max_position_embeddings": max_seq_len,
         "bos_token_id": vocabulary.eos_id,
         "eos_token_id": vocabulary.eos_id,
-        "pad_token_id": None,
-        **_looking_back(defaults),
+        "pad_token_id": vocabulary.pad_id if model.objective == "masked_lm" else None,
+        **_looking_back(model, defaults),
     }
     aliases = dict(getattr(defaults, "attribute_map", {}))
     settings = {aliases.get(key, key): value for key, value in settings.items()}
@@ -89,7 +94,7 @@ def build_model(
     dtype: torch.dtype | None = None,
     zero3_config: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """A causal language model in fp32, on the current default device.
+    """A causal or masked language model in fp32, on the current default device.
 
     Args:
         model: the recipe's ``model`` section.
@@ -103,11 +108,12 @@ def build_model(
     Raises:
         RecipeError: transformers cannot build or load it.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
     from transformers.integrations import HfDeepSpeedConfig
 
     # transformers builds partitioned weights for as long as this object is alive
     partitioned = HfDeepSpeedConfig(dict(zero3_config)) if zero3_config is not None else None
+    kind = AutoModelForMaskedLM if model.objective == "masked_lm" else AutoModelForCausalLM
     attention = None if model.attn_implementation == "auto" else model.attn_implementation
     options: dict[str, Any] = {
         "dtype": dtype or torch.float32,
@@ -116,9 +122,9 @@ def build_model(
     }
     try:
         if model.pretrained is not None:
-            built = AutoModelForCausalLM.from_pretrained(model.pretrained, config=config, **options)
+            built = kind.from_pretrained(model.pretrained, config=config, **options)
         else:
-            built = AutoModelForCausalLM.from_config(config, **options)
+            built = kind.from_config(config, **options)
     except (ValueError, ImportError, OSError) as error:
         raise _refused("model", error) from error
     del partitioned
@@ -151,7 +157,7 @@ def default_vocab_size(model: Model) -> int:
     from transformers import AutoConfig
 
     assert model.architecture is not None
-    _check_architecture(model.architecture)
+    _check_architecture(model.architecture, model.objective)
     return int(model.config.get("vocab_size", AutoConfig.for_model(model.architecture).vocab_size))
 
 
@@ -171,7 +177,7 @@ def _pretrained_config(model: Model) -> PretrainedConfig:
             ]
         ) from error
     _check_keys(model, config)
-    for key, value in {**_looking_back(config), **model.config}.items():
+    for key, value in {**_looking_back(model, config), **model.config}.items():
         setattr(config, key, value)
     return config
 
@@ -204,17 +210,20 @@ def _size_problems(path: str, config: PretrainedConfig, vocabulary: Vocabulary, 
     return problems
 
 
-def _check_architecture(architecture: str) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+def _check_architecture(architecture: str, objective: str) -> None:
+    from transformers.models.auto import modeling_auto
 
-    known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    masked = objective == "masked_lm"
+    known = sorted(
+        modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES if masked else modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    )
+    examples = "masked language model of transformers, e.g. bert, distilbert" if masked else _CAUSAL_EXAMPLES
     if architecture not in known:
         raise RecipeError(
             [
                 Problem(
                     "model.architecture",
-                    f"found {architecture!r}; allowed: a causal language model of transformers, "
-                    f"e.g. gpt2, llama, gpt_neox{_nearest(architecture, known)}",
+                    f"found {architecture!r}; allowed: a {examples}{_nearest(architecture, known)}",
                 )
             ]
         )
@@ -242,9 +251,9 @@ def _nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _looking_back(config: PretrainedConfig) -> dict[str, bool]:
+def _looking_back(model: Model, config: PretrainedConfig) -> dict[str, bool]:
     """Types that serve as encoders too see the tokens to come unless told to be decoders."""
-    return {"is_decoder": True} if hasattr(config, "is_decoder") else {}
+    return {"is_decoder": model.objective == "causal_lm"} if hasattr(config, "is_decoder") else {}
 
 
 def _refused(path: str, error: Exception) -> RecipeError:

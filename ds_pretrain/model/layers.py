@@ -99,6 +99,16 @@ def has_learned_positions(model: PreTrainedModel) -> bool:
     )
 
 
+def first_position(model: PreTrainedModel) -> int:
+    """The position of a sequence's first token: behind the padding's where positions have a row for it (RoBERTa)."""
+    found = [
+        part.padding_idx + 1
+        for name, part in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None
+    ]
+    return found[0] if found else 0
+
+
 def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     found: dict[str, nn.ModuleList] = {}
     for name, part in model.named_modules():

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from ds_pretrain.config import Model
 from ds_pretrain.model.attention import run_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
 
 IGNORED_TARGET = -100
 
@@ -67,6 +69,64 @@ class CausalLmLoss(nn.Module):
 
     def _head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return summed_loss(self.model.get_output_embeddings()(hidden), targets)
+
+
+class MaskedLmLoss(nn.Module):
+    """A masked language model that returns its summed loss.
+
+    The head runs on the masked tokens alone, which saves 85% of its time and of the logits' memory.
+
+    Args:
+        model: a transformers masked LM.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        targets: Tensor,
+        target_positions: Tensor,
+        position_ids: Tensor | None = None,
+        cu_seq_lens: Tensor | None = None,
+    ) -> Tensor:
+        """Sum of the cross entropy over targets.
+
+        Args:
+            input_ids: token ids, some of them hidden, int64 [sequences, seq_len].
+            targets: the tokens that were hidden, int64 [sequences, targets]; -100 is not counted.
+            target_positions: where they stood, of the same shape.
+            position_ids, cu_seq_lens: as in ``run_model``.
+
+        Returns:
+            A scalar in fp32, in nats.
+        """
+
+        def gather(_: nn.Module, __: object, output: ModelOutput) -> ModelOutput:
+            hidden = output.last_hidden_state
+            places = target_positions[..., None].expand(-1, -1, hidden.shape[-1])
+            output.last_hidden_state = hidden.gather(1, places)
+            return output
+
+        # what follows the base model is the head, whatever layers it has
+        hook = self.model.base_model.register_forward_hook(gather)
+        try:
+            logits = run_model(self.model, input_ids, position_ids, cu_seq_lens, bidirectional=True).logits
+        finally:
+            hook.remove()
+        return summed_loss(logits.flatten(0, 1), targets.flatten())
+
+
+LossModule = CausalLmLoss | MaskedLmLoss
+
+
+def with_loss(model: PreTrainedModel, settings: Model) -> LossModule:
+    """The model together with the loss of a recipe's objective."""
+    if settings.objective == "masked_lm":
+        return MaskedLmLoss(model)
+    return CausalLmLoss(model, settings.max_logits_bytes)
 
 
 def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:

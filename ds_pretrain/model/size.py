@@ -33,5 +33,11 @@ def product_parameters(model: PreTrainedModel) -> int:
     return parameter_count(model) - sum(looked_up.values())
 
 
+def head_parameters(model: PreTrainedModel) -> int:
+    """Parameters of the product that gives the logits; those of a masked language model's are used on targets alone."""
+    head = model.get_output_embeddings()
+    return 0 if head is None else _size(head.weight)
+
+
 def _size(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -61,6 +61,7 @@ def plan_table(document: dict[str, Any], title: str) -> RenderableType:
         "rule: sqrt(batch / 32) x min(2048 / len, 4)"
         + ("" if reached else "\nmax lr: the highest rate that a step of the stage has")
         + ("\ntop: layers below the head that are trained; the others are frozen" if "top" in columns else "")
+        + _blocks(document)
     )
     return Group(title_line, table, total)
 
@@ -71,6 +72,16 @@ def short(number: float) -> str:
         if number >= unit:
             return f"{number / unit:.3g}{letter}"
     return f"{number:g}"
+
+
+def _blocks(document: dict[str, Any]) -> str:
+    """In mode mask the columns do not multiply without being told what they count."""
+    ranks = document["data_parallel_size"]
+    in_blocks = any(
+        stage["batch_size"] != ranks * stage["micro_batch_size"] * stage["grad_accum_steps"]
+        for stage in document["stages"]
+    )
+    return "\nbatch counts blocks of len tokens; micro counts rows, which hold several" if in_blocks else ""
 
 
 def _ranks(world_size: int) -> str:

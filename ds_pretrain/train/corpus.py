@@ -106,7 +106,7 @@ def _vocabulary(tokenizer: str | None, manifest: Manifest | None, prefix: Path) 
         known = Vocabulary(manifest.vocab_size, manifest.eos_id)
     if tokenizer is not None:
         loaded = load_tokenizer(tokenizer)
-        found = Vocabulary(len(loaded), loaded.eos_token_id)
+        found = Vocabulary(len(loaded), loaded.eos_token_id, loaded.pad_token_id)
         if manifest is not None and found.size < known.size:
             raise DataError(
                 f"{prefix}: made with a vocabulary of {known.size}, but tokenizer {tokenizer} has {found.size}; "

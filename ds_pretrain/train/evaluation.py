@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ds_pretrain.config import Recipe
@@ -19,6 +21,8 @@ from ds_pretrain.engine.ranks import Ranks
 from ds_pretrain.errors import DataError
 from ds_pretrain.model.loss import IGNORED_TARGET
 
+# keeps what evaluation draws apart from what training does; the draws are the same at every evaluation
+_EVALUATION = 1
 # exp() of more overflows a float; no model is that surprised
 _MAX_EXPONENT = 700.0
 
@@ -40,6 +44,7 @@ class Evaluator:
         self._micro_tokens = recipe.train.max_tokens_per_micro_batch
         self._ranks = ranks
         self._format = input_format
+        self._seed = recipe.run.seed
         self._in_blocks = recipe.data.sequence_mode == "mask"
         per_batch = max(1, self._micro_tokens // self._max_seq_len)
         windows = recipe.evaluation.batches * per_batch
@@ -87,15 +92,23 @@ class Evaluator:
         padded = np.concatenate([rows, np.repeat(rows[:1], missing)])
         mine = slice(self._ranks.rank, None, self._ranks.world_size)
         starts, counted = padded[mine], (np.arange(len(padded)) < len(rows))[mine]
+        places = np.arange(len(padded))[mine]
         texts = np.lib.stride_tricks.sliding_window_view(tokens, row_len + 1)
         micro = max(1, self._micro_tokens // row_len)
         for first in range(0, len(starts), micro):
-            part = texts[starts[first : first + micro]].astype(np.int64)
-            targets = np.where(counted[first : first + micro, None], part[:, 1:], IGNORED_TARGET)
-            no_seams = np.zeros(len(part), dtype=np.int64)
-            yield from self._format.micro_batches(
-                part[:, :-1], targets, no_seams, seq_len=seq_len, micro_batch_size=len(part)
+            part = slice(first, first + micro)
+            text = texts[starts[part]].astype(np.int64)
+            (batch,) = self._format.micro_batches(
+                text[:, :-1],
+                text[:, 1:],
+                np.zeros(len(text), dtype=np.int64),  # rows lie inside windows
+                seq_len=seq_len,
+                micro_batch_size=len(text),
+                places=places[part],
+                key=(self._seed, _EVALUATION),
             )
+            repeated = torch.from_numpy(np.repeat(~counted[part], row_len // seq_len))
+            yield replace(batch, targets=batch.targets.masked_fill(repeated[:, None], IGNORED_TARGET))
 
 
 def full_length_loss(lines: Sequence[Mapping[str, Any]]) -> float:

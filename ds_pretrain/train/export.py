@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ds_pretrain.config import load_recipe
 from ds_pretrain.data.tokenizer import load_tokenizer
@@ -14,6 +15,9 @@ from ds_pretrain.errors import CheckpointError, UserError
 from ds_pretrain.model.build import build_model, model_config
 from ds_pretrain.train.corpus import resolve_corpus
 from ds_pretrain.train.run_folder import CHECKPOINTS, CONFIG
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _MODULE_PREFIX = "model."
 
@@ -64,27 +68,47 @@ def export_run(run: Path, to: Path) -> str:
 
 
 def continue_text(folder: Path, prompt: str, max_new_tokens: int) -> str:
-    """How an exported model continues a text, most likely token by token.
+    """How an exported model continues a text, most likely token by token; a masked one fills in what is hidden.
 
     Args:
         folder: what ``export_run`` wrote.
-        prompt: the beginning.
+        prompt: the beginning, or a text with mask tokens.
         max_new_tokens: length of the continuation, in tokens.
 
     Returns:
-        Prompt and continuation.
+        Prompt and continuation, or the text filled in.
+
+    Raises:
+        UserError: no exported model, or no mask token for a masked one to fill in.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: not an exported model (it has no config.json); ds-pretrain export makes one")
     logging.disable_progress_bar()
     tokenizer = load_tokenizer(str(folder))
+    if any(name.endswith("ForMaskedLM") for name in AutoConfig.from_pretrained(folder).architectures or ()):
+        return _fill_in(folder, tokenizer, prompt)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, repetition_penalty=1.2)
     return str(tokenizer.decode(output[0], skip_special_tokens=True))
+
+
+def _fill_in(folder: Path, tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
+    from transformers import AutoModelForMaskedLM
+
+    ids = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)["input_ids"]
+    hidden = ids == tokenizer.mask_token_id
+    if not hidden.any():
+        raise UserError(
+            f"PROMPT: {folder} holds a masked language model, which fills in what is hidden; "
+            f"write {tokenizer.mask_token} for a token to be filled in"
+        )
+    logits = AutoModelForMaskedLM.from_pretrained(folder).eval()(input_ids=ids).logits
+    ids[hidden] = logits[hidden][:, : len(tokenizer)].argmax(-1)
+    return str(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 
 def _newest(checkpoints: Path) -> Path:

@@ -23,13 +23,14 @@ PEAK_FLOPS: Mapping[str, float] = MappingProxyType(
 )
 
 
-def flops_per_token(parameters: int, num_layers: int, hidden_size: int, seq_len: int) -> float:
+def flops_per_token(parameters: float, num_layers: int, hidden_size: int, seq_len: int) -> float:
     """Forward and backward FLOPs of one token: 6 N + 12 x layers x hidden x length.
 
     After Chowdhery et al., PaLM (2022), appendix B; recomputation is not counted.
 
     Args:
         parameters: those that take part in products: all but the input embeddings' lookup.
+            Those that only a share of the tokens meets count by that share.
         num_layers: transformer blocks.
         hidden_size: width of the residual stream.
         seq_len: tokens per sequence.

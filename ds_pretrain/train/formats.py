@@ -1,4 +1,4 @@
-"""What a recipe and its corpus say of the model's inputs: where documents end, and how positions count."""
+"""What a recipe and its corpus say of the model's inputs: where documents end, how positions count, what is hidden."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from ds_pretrain.config import Recipe
 from ds_pretrain.data.indexed import TokenFile
 from ds_pretrain.data.inputs import InputFormat
 from ds_pretrain.data.manifest import open_corpus
+from ds_pretrain.data.masking import Masking, tokenizer_masking
 from ds_pretrain.data.tokenizer import end_of_document_id, load_tokenizer
 from ds_pretrain.errors import DataError, Problem, RecipeError
 from ds_pretrain.model.attention import confines_attention, takes_positions
+from ds_pretrain.model.layers import first_position
 from ds_pretrain.train.corpus import Corpus
 
 if TYPE_CHECKING:
@@ -32,11 +34,12 @@ def input_format(recipe: Recipe, corpus: Corpus) -> InputFormat:
         corpus: its token files.
 
     Raises:
-        DataError: documents are to be told apart, but do not end with one token.
+        DataError: documents are to be told apart, but do not end with one token; or there is no mask token.
     """
     data = recipe.data
     end = _document_end(corpus) if data.document_mask else None
-    return InputFormat(data.max_seq_len, document_end=end, reset_positions=data.reset_positions)
+    masking = _masking(recipe, corpus) if recipe.model.objective == "masked_lm" else None
+    return InputFormat(data.max_seq_len, document_end=end, reset_positions=data.reset_positions, masking=masking)
 
 
 def positions_run_on(recipe: Recipe) -> bool:
@@ -51,13 +54,22 @@ def check_model(recipe: Recipe, model: PreTrainedModel) -> None:
         RecipeError: it does not.
     """
     data, kind = recipe.data, model.config.model_type
-    if (data.document_mask or positions_run_on(recipe)) and not takes_positions(model):
+    masked = recipe.model.objective == "masked_lm"
+    first = first_position(model)
+    if first and model.config.max_position_embeddings < data.max_seq_len + first:
+        message = f"found {model.config.max_position_embeddings}, but {kind} counts positions from {first}; "
+        raise RecipeError([Problem("model.config.max_position_embeddings", f"{message}set {data.max_seq_len + first}")])
+    if (data.document_mask or positions_run_on(recipe)) and not takes_positions(model, masked):
         remedy = "leave it out" if data.document_mask else "set data.reset_positions, or use mode chunk"
         key = "data.document_mask" if data.document_mask else "data.sequence_mode"
         raise RecipeError(
-            [Problem(key, f"needs positions to be given to the model, which {kind} does not take; {remedy}")]
+            [
+                Problem(
+                    key, f"needs positions to be given to the model, which {kind} does not take as they are; {remedy}"
+                )
+            ]
         )
-    if data.document_mask and not confines_attention(model):
+    if data.document_mask and not confines_attention(model, masked):
         raise RecipeError(
             [Problem("data.document_mask", f"{kind} does not confine its attention to documents; leave it out")]
         )
@@ -81,6 +93,15 @@ def attention_notes(recipe: Recipe, device_type: str) -> Sequence[str]:
         f"note: data.document_mask at max_seq_len {recipe.data.max_seq_len}: SDPA computes whole rows and needs memory "
         "for their masks; model.attn_implementation flex_attention or flash_attention_2 skips what is masked",
     )
+
+
+def _masking(recipe: Recipe, corpus: Corpus) -> Masking:
+    if corpus.tokenizer is None:
+        raise DataError(
+            f"{corpus.train}: names no tokenizer, whose mask token model.objective masked_lm needs; set tokenizer.path"
+        )
+    settings = recipe.data.masking
+    return tokenizer_masking(load_tokenizer(corpus.tokenizer), settings.probability, settings.whole_words)
 
 
 def _document_end(corpus: Corpus) -> int:

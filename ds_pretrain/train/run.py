@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from ds_pretrain.engine.ranks import Ranks, any_rank, barrier, device_descriptio
 from ds_pretrain.errors import LostRankError, PortTakenError, Stopped, TrainingError, UserError
 from ds_pretrain.lifeline import watch_launcher
 from ds_pretrain.model.layers import has_learned_positions
-from ds_pretrain.model.size import parameter_count, product_parameters
+from ds_pretrain.model.size import head_parameters, parameter_count, product_parameters
 from ds_pretrain.observe.group_table import group_table
 from ds_pretrain.observe.jsonl import JsonlTracker
 from ds_pretrain.observe.logs import quiet_libraries
@@ -31,6 +32,9 @@ from ds_pretrain.train.formats import positions_run_on
 from ds_pretrain.train.setup import Setup, open_folder, open_loader, prepare_run, start_engine
 from ds_pretrain.train.stop import StopRequest, ignore_requests
 from ds_pretrain.train.trainer import Job, Trainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # used where the recipe itself cannot be read: ranks still have to meet to leave together
 _DEFAULT_TIMEOUT_SECONDS = 1800.0
@@ -151,9 +155,6 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
         Console().print(group_table(setup.groups))
     tracker = _trackers(setup) if ranks.is_main else TrackerGroup([])
     progress = _progress(setup) if ranks.is_main else None
-    flops = partial(
-        flops_per_token, product_parameters(model), setup.config.num_hidden_layers, setup.config.hidden_size
-    )
     peak = peak_flops(device_description(ranks), setup.precision)
     job = Job(
         recipe=recipe,
@@ -168,7 +169,7 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
         corpus=setup.corpus.fingerprint,
         positions_per_epoch=setup.positions,
         peak_flops=None if peak is None else peak * ranks.world_size,
-        flops_per_token={stage.seq_len: flops(stage.seq_len) for stage in setup.plan.stages},
+        flops_per_token={stage.seq_len: _flops(setup, model, stage.seq_len) for stage in setup.plan.stages},
         min_loss_scale=setup.min_loss_scale,
     )
     trainer = Trainer(engine, job, stop, setup.position)
@@ -207,6 +208,12 @@ def _trackers(setup: Setup) -> Tracker:
     trackers: list[Tracker] = [JsonlTracker(setup.folder)]
     wandb = start_wandb(recipe.tracking.wandb, setup.folder, recipe.run.name, recipe.model_dump(mode="json"))
     return TrackerGroup(trackers if wandb is None else [*trackers, wandb])
+
+
+def _flops(setup: Setup, model: PreTrainedModel, seq_len: int) -> float:
+    without_head = 1 - setup.input_format.targets_per_sequence(seq_len) / seq_len
+    parameters = product_parameters(model) - without_head * head_parameters(model)
+    return flops_per_token(parameters, setup.config.num_hidden_layers, setup.config.hidden_size, seq_len)
 
 
 def _evaluator(setup: Setup, ranks: Ranks) -> Evaluator:

@@ -30,7 +30,7 @@ from ds_pretrain.engine.ranks import Ranks, broadcast_object, device_precision, 
 from ds_pretrain.errors import RecipeError, Stopped, UserError
 from ds_pretrain.model.build import build_model, meta_model, model_config
 from ds_pretrain.model.group_rows import group_rows
-from ds_pretrain.model.loss import CausalLmLoss, head_is_plain, max_chunk_tokens
+from ds_pretrain.model.loss import head_is_plain, max_chunk_tokens, with_loss
 from ds_pretrain.observe.jsonl import EVENTS_FILE, METRICS_FILE, cut_after
 from ds_pretrain.observe.prepare_progress import prepare_progress
 from ds_pretrain.schedules.plan_warnings import plan_warnings
@@ -171,7 +171,7 @@ def start_engine(setup: Setup, ranks: Ranks) -> tuple[Engine, PreTrainedModel, T
     partitioned = effective_zero_stage(recipe, setup.precision) == 3
     seed_rank(recipe, 0)
     model = build_model(recipe.model, setup.config, zero3_config=document if partitioned else None)
-    module = CausalLmLoss(model, recipe.model.max_logits_bytes)
+    module = with_loss(model, recipe.model)
     layers = TrainedLayers(recipe, setup.plan, setup.precision, module, ranks)
     largest = widest(stages)  # what needs the most memory must not come late
     engine = layers.build(largest)
@@ -251,8 +251,16 @@ def _corpus(recipe: Recipe, stop: StopRequest) -> Corpus:
 
 def _check_chunked_loss(setup: Setup, model: PreTrainedModel) -> None:
     limit = setup.recipe.model.max_logits_bytes
-    tokens = max(stage.micro_batch_size * stage.blocks_per_row * stage.seq_len for stage in setup.plan.stages)
+    tokens = max(
+        stage.micro_batch_size * stage.blocks_per_row * setup.input_format.targets_per_sequence(stage.seq_len)
+        for stage in setup.plan.stages
+    )
     chunk = max_chunk_tokens(setup.config.vocab_size, limit)
+    if tokens > chunk and setup.recipe.model.objective == "masked_lm":
+        raise UserError(
+            f"model.max_logits_bytes: found {limit}, which the {tokens} masked tokens of a micro batch exceed; "
+            f"raise it to {4 * setup.config.vocab_size * tokens}, or lower train.max_tokens_per_micro_batch"
+        )
     if tokens > chunk and not head_is_plain(model):
         raise UserError(
             f"model.max_logits_bytes: found {limit}, which {tokens} tokens per micro batch exceed, but "

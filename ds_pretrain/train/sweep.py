@@ -58,7 +58,7 @@ class SweepTrainer:
         with self._loader(first) as loader:
             for lr, batch in zip(rates, loader, strict=False):
                 set_learning_rate(self.engine, lr)
-                result = train_batch(self.engine, batch, first.tokens_per_step, lr, Requests())
+                result = train_batch(self.engine, batch, batch.target_tokens, lr, Requests())
                 bad = is_bad_step(result.loss, result.skipped, result.loss_scale, self.setup.min_loss_scale)
                 points.append(SweepPoint(lr, result.loss, bad))
                 if is_over(points):

@@ -157,7 +157,7 @@ class Trainer:
             newcomers = Newcomers(stage.index, fresh_share(stage, self.step))
             set_learning_rate(self.engine, lr, newcomers)
             set_momentum(self.engine, self.schedule.momentum(self.step, tokens))
-            result = train_batch(self.engine, batch, stage.tokens_per_step, lr, self._requests(), newcomers)
+            result = train_batch(self.engine, batch, batch.target_tokens, lr, self._requests(), newcomers)
             self.step += 1
             self.val_loss = None
             verdict = self._guard(stage, result)

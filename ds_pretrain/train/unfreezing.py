@@ -14,7 +14,7 @@ from ds_pretrain.engine.ranks import Ranks
 from ds_pretrain.engine.rng import restore_rng, rng_state
 from ds_pretrain.model.groups import ParameterGroup, parameter_groups
 from ds_pretrain.model.layers import layer_depths
-from ds_pretrain.model.loss import CausalLmLoss
+from ds_pretrain.model.loss import LossModule
 
 
 class TrainedLayers:
@@ -31,7 +31,7 @@ class TrainedLayers:
         RecipeError: the layers cannot be told from the rest of the model.
     """
 
-    def __init__(self, recipe: Recipe, plan: Plan, precision: Precision, module: CausalLmLoss, ranks: Ranks) -> None:
+    def __init__(self, recipe: Recipe, plan: Plan, precision: Precision, module: LossModule, ranks: Ranks) -> None:
         self._recipe = recipe
         self._plan = plan
         self._precision = precision

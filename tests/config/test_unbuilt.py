@@ -11,7 +11,6 @@ from ds_pretrain.config import parse_recipe
 from ds_pretrain.errors import RecipeError
 
 REFUSED = [
-    "model.objective=masked_lm",
     "model.compile=true",
     "data.train=[a, b]",
     "safety.max_rollbacks=1",
@@ -19,6 +18,7 @@ REFUSED = [
 ]
 ACCEPTED = [
     "model.objective=causal_lm",
+    "model.objective=masked_lm",
     "data.sequence_mode=truncate",
     "data.sequence_mode=mask",
     "data.document_mask=true",

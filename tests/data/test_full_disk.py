@@ -24,7 +24,7 @@ BYTES_OF_DISK = 256 << 10
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("shared") / "tokenizer"
-    save_tokenizer(train_tokenizer([("words", 1.0)], TokenizerTraining(257)), folder)
+    save_tokenizer(train_tokenizer([("words", 1.0)], TokenizerTraining(258)), folder)
     return str(folder)
 
 

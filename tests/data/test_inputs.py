@@ -23,7 +23,7 @@ def cut(
     at = np.array(starts or [0] * len(rows), dtype=np.int64)
     settings = {"max_seq_len": tokens.shape[1], **options}
     return InputFormat(**settings).micro_batches(  # type: ignore[arg-type]
-        tokens, tokens + 1, at, seq_len=seq_len, micro_batch_size=micro or len(rows)
+        tokens, tokens + 1, at, seq_len=seq_len, micro_batch_size=micro or len(rows), places=at, key=(0,)
     )
 
 
@@ -49,7 +49,8 @@ def test_blocks_are_sequences_whose_positions_run_on() -> None:
 
 def test_positions_of_blocks_are_reset_where_asked() -> None:
     (batch,) = cut([[1, 2, 3, 4]], 2, reset_positions=True)
-    assert positions(batch) == [[0, 1], [0, 1]]
+    assert batch.input_ids.tolist() == [[1, 2], [3, 4]]
+    assert batch.options == {}  # sequences count from 0 by themselves
 
 
 def test_positions_begin_anew_after_the_end_of_a_document() -> None:

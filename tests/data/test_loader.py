@@ -16,7 +16,9 @@ from stages import chain
 
 from ds_pretrain.curriculum import StagePlan
 from ds_pretrain.curriculum.skips import Skip, cursor_before
+from ds_pretrain.data.inputs import InputFormat
 from ds_pretrain.data.loader import StepBatch, StepLoader, step_batch
+from ds_pretrain.data.masking import Masking
 from ds_pretrain.data.stream import TokenStream
 
 
@@ -248,6 +250,29 @@ def test_rows_of_a_batch_in_mode_mask_are_a_draw_from_the_shuffle_block() -> Non
     windows = np.stack([batch.micro_batches[0].input_ids.numpy()[::4, 0] // 16 for batch in batches])
     assert np.sort(windows.ravel()).tolist() == list(range(300 * 16))
     assert np.abs(np.diff(windows, axis=1)).mean() == pytest.approx(300 * 16 / 3, rel=0.05)  # as of two uniform draws
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_masked_tokens_are_those_of_one_rank(ranks: int) -> None:
+    masking = Masking(0.15, mask_id=1, special=np.zeros(50 * 16 + 1, dtype=bool))
+    form = InputFormat(16, masking=masking)
+    stream = numbered_stream(50, 16)
+    (whole,) = in_blocks(16, [(20, 8, 8, 1)])
+    (split,) = in_blocks(16, [(20, 8, 8 // ranks // 2, 2)], ranks)
+
+    def batch(stage: StagePlan, step: int, rank: int, size: int) -> StepBatch:
+        return step_batch(
+            stream, [stage], step, seed=1, rank=rank, data_parallel_size=size, sequence_mode="mask", input_format=form
+        )
+
+    for step in (0, 7):
+        (expected,) = batch(whole, step, 0, 1).micro_batches
+        shares = [batch(split, step, rank, ranks) for rank in range(ranks)]
+        assert {share.target_tokens for share in shares} == {16 * 1}  # of 8 tokens one is hidden
+        for name in ("input_ids", "targets", "target_positions", "position_ids"):
+            found = [getattr(shares[rank].micro_batches[part], name) for part in range(2) for rank in range(ranks)]
+            assert torch.equal(torch.cat(found), getattr(expected, name))
+    assert not torch.equal(batch(whole, 0, 0, 1).micro_batches[0].targets, expected.targets)
 
 
 def test_truncate_takes_the_first_tokens_of_every_window_once() -> None:

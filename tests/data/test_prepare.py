@@ -222,7 +222,7 @@ def test_a_kill_midway_leaves_no_corpus_and_no_orphan(
         ({"validation": -0.1}, r"validation: found -0\.1"),
         ({"tokenizer": "train:many"}, "tokenizer: found 'train:many'; allowed: train:N with N entries, as train:8192"),
         ({"tokenizer": "train"}, "tokenizer: found 'train'; allowed: train:N"),
-        ({"tokenizer": "train:100"}, "found a vocabulary of 100; allowed: at least 257"),
+        ({"tokenizer": "train:100"}, "found a vocabulary of 100; allowed: at least 258"),
         ({"tokenizer": "/nowhere"}, "tokenizer /nowhere: no such folder"),
         ({"text_field": "body"}, r"rest\.jsonl: line 1: no field 'body'; its fields: 'text'"),
         ({"validation": 1e-9}, "a share of 1e-09 of 40 documents leaves the validation corpus without any; give more"),

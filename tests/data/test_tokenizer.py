@@ -70,8 +70,8 @@ def test_unigram_is_trained_over_bytes_too(tmp_path: Path) -> None:
         assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
-def test_a_vocabulary_of_257_is_the_bytes_themselves(tmp_path: Path) -> None:
-    save_tokenizer(train(TEXTS, 257), tmp_path / "bytes")
+def test_a_vocabulary_of_258_is_the_bytes_themselves(tmp_path: Path) -> None:
+    save_tokenizer(train(TEXTS, 258), tmp_path / "bytes")
     tokenizer = load_tokenizer(str(tmp_path / "bytes"))
     assert [len(tokenizer(text).input_ids) for text in TEXTS] == [len(text.encode()) for text in TEXTS]
 
@@ -86,7 +86,7 @@ def test_what_to_train_is_read_from_its_name() -> None:
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
-    with pytest.raises(DataError, match="found a vocabulary of 256; allowed: at least 257"):
+    with pytest.raises(DataError, match="found a vocabulary of 256; allowed: at least 258"):
         train(TEXTS, 256)
 
 

@@ -53,14 +53,14 @@ def test_a_model_without_the_entries_is_refused(corpus: Path, tmp_path: Path) ->
 
 
 def test_another_tokenizer_is_refused_for_every_corpus(corpus: Path, tmp_path: Path) -> None:
-    save_tokenizer(train_tokenizer([("ab", 1.0)], TokenizerTraining(257)), tmp_path / "bytes")
+    save_tokenizer(train_tokenizer([("ab", 1.0)], TokenizerTraining(258)), tmp_path / "bytes")
     found = problems(
         corpus,
         tokenizer={"path": str(tmp_path / "bytes")},
         data={"train": [{"path": str(corpus)}], "validation": [{"path": str(corpus)}]},
     )
     assert [path for path, _ in found] == ["data.train.0.path", "data.validation.0.path"]
-    assert all("bytes has 257 entries; use the tokenizer that the corpus was made with" in text for _, text in found)
+    assert all("bytes has 258 entries; use the tokenizer that the corpus was made with" in text for _, text in found)
 
 
 def test_a_corpus_that_is_not_what_its_manifest_says_is_refused(corpus: Path) -> None:

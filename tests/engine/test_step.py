@@ -116,7 +116,7 @@ def random_batch(stage: StagePlan, seed: int = 0) -> StepBatch:
         MicroBatch(ids[first : first + size], targets[first : first + size]) for first in range(0, len(ids), size)
     )
     assert len(parts) == stage.grad_accum_steps
-    return StepBatch(stage.start_step, stage.index, parts)
+    return StepBatch(stage.start_step, stage.index, parts, counted(parts))
 
 
 def one_large(batch: StepBatch) -> list[MicroBatch]:

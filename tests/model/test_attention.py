@@ -34,7 +34,9 @@ FORMATS = {
 
 def fed(kind: str) -> MicroBatch:
     form, seq_len = FORMATS[kind]
-    (batch,) = form.micro_batches(ROWS, ROWS + 1, STARTS, seq_len=seq_len, micro_batch_size=2)
+    (batch,) = form.micro_batches(
+        ROWS, ROWS + 1, STARTS, seq_len=seq_len, micro_batch_size=2, places=np.arange(2), key=(0,)
+    )
     return batch
 
 

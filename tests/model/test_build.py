@@ -202,4 +202,22 @@ def test_a_folder_that_is_no_model_is_refused(pretrained: Path, tmp_path: Path) 
 def test_the_tiny_sizes_are_taken() -> None:
     """Guards the other tests: a misspelt size would leave transformers' large default."""
     for architecture in SIZES:
-        assert sum(parameter.numel() for parameter in tiny_model(architecture).parameters()) < 60_000
+        objective = "masked_lm" if architecture in ("distilbert", "modernbert") else "causal_lm"
+        model = tiny_model(architecture, objective=objective)
+        assert sum(parameter.numel() for parameter in model.parameters()) < 60_000
+
+
+def test_a_masked_model_looks_both_ways_and_knows_its_padding() -> None:
+    section = tiny_section("bert").model_copy(update={"objective": "masked_lm"})
+    model = build_model(section, model_config(section, Vocabulary(50, eos_id=3, pad_id=2), 16))
+    assert type(model).__name__ == "BertForMaskedLM"
+    assert not model.config.is_decoder
+    assert model.get_input_embeddings().padding_idx == 2
+
+
+def test_an_architecture_without_the_objective_is_refused() -> None:
+    section = tiny_section("gpt2").model_copy(update={"objective": "masked_lm"})
+    (problem,) = refusal(section)
+    assert problem.startswith(
+        "model.architecture: found 'gpt2'; allowed: a masked language model of transformers, e.g. bert, distilbert"
+    )

@@ -52,7 +52,7 @@ def base(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def train_many(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Many:
-    """Trains several variants of ``base`` in one launch."""
+    """Trains several variants of ``base`` in one launch; one that begins with another recipe's file, of that."""
 
     def train(
         num_ranks: int,
@@ -62,7 +62,10 @@ def train_many(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Many:
         go_on: bool = False,
     ) -> Any:
         jobs = tmp_path_factory.mktemp("jobs") / "jobs.json"
-        runs = [[[str(base)], list(overrides)] for overrides in variants]
+        runs = [
+            [[parts[0]], list(parts[1:])] if parts[0].endswith(".yaml") else [[str(base)], list(parts)]
+            for parts in variants
+        ]
         jobs.write_text(json.dumps({"runs": runs, "allow_fp16": allow_fp16, "go_on": go_on}), encoding="utf-8")
         command = deepspeed_command(num_ranks, ROOT / "tests/runs/many.py", str(jobs))
         result = subprocess.run(
