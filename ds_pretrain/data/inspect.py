@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ds_pretrain.data.indexed import TokenFile, bin_path
 from ds_pretrain.data.manifest import Manifest, open_corpus, verify
+from ds_pretrain.data.token_ids import check_ids
 from ds_pretrain.data.tokenizer import load_tokenizer
-from ds_pretrain.errors import DataError
 
-_BLOCK_TOKENS = 1 << 24
 _SAMPLE_TOKENS = 64
 
 
@@ -105,29 +103,6 @@ def inspect_corpus(
         samples=tuple(decoded),
         largest_id=largest,
     )
-
-
-def check_ids(corpus: TokenFile, vocab_size: int | None) -> int:
-    """The largest token id of a corpus, all of which is read.
-
-    Raises:
-        DataError: an id is not below ``vocab_size``; names the first, and its document.
-    """
-    largest = 0
-    for start in range(0, corpus.num_tokens, _BLOCK_TOKENS):
-        block = corpus.tokens[start : start + _BLOCK_TOKENS]
-        largest = max(largest, int(block.max()))
-        lowest = int(block.min())
-        if lowest < 0 or (vocab_size is not None and largest >= vocab_size):
-            wrong = (block < 0) | (block >= (vocab_size if vocab_size is not None else np.iinfo(np.int64).max))
-            position = start + int(np.argmax(wrong))
-            document = int(np.searchsorted(np.cumsum(corpus.document_lengths, dtype=np.int64), position, side="right"))
-            raise DataError(
-                f"{bin_path(corpus.prefix)}: token {position:,}, in document {document:,}: found id "
-                f"{int(corpus.tokens[position])}; allowed: 0 to below {vocab_size or 'the vocabulary size'}; use the "
-                "tokenizer that the corpus was made with, or prepare it again"
-            )
-    return largest
 
 
 def _histogram(lengths: np.ndarray) -> tuple[Bin, ...]:

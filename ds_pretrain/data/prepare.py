@@ -122,9 +122,9 @@ def prepare_shard(inputs: Sequence[str], output: Path, shard: tuple[int, int], *
 
     The first shard to come trains the tokenizer, where one is to be trained, for all shards on the text of all.
 
-    Memory, whatever the corpus: about 100 MB and, for text under way, 10 MB a worker; a record of JSONL, CSV, Parquet
-    or a data set (at most 64 MiB) a few times over; while a tokenizer is trained, about 1.5 GB for 256 MiB of sampled
-    text; with ``deduplicate`` 11 to 23 bytes a document, half as much again for moments.
+    Memory, whatever the corpus: about 100 MB a process, one more than there are workers; a record of JSONL, CSV,
+    Parquet or a data set (at most 64 MiB) a few times over; while a tokenizer is trained, what ``tokenizers`` needs for
+    256 MiB of text; with ``deduplicate`` 11 to 23 bytes a document, half as much again for moments.
 
     Args:
         inputs: what to read, as ``list_files`` takes it.

@@ -213,6 +213,8 @@ class ShardWriter:
         """Make everything written so far safe. Not inside a document."""
         assert self._open_length == 0
         for (split, ending), file in self._files.items():
+            if self.documents[split] == self.last.documents[split]:
+                continue
             with _writing(self.folder / f"{SPLITS[split]}.{ending}"):
                 columns = {"lengths": self._lengths[split], "digests": self._digests[split]}
                 if ending in columns:

@@ -9,13 +9,17 @@ from pathlib import Path
 from ds_pretrain.config import Recipe
 from ds_pretrain.data.indexed import TokenFile
 from ds_pretrain.data.manifest import manifest_of
+from ds_pretrain.data.token_ids import check_ids
 from ds_pretrain.errors import DataError, Problem
+
+_TOKENS_LOOKED_AT = 1 << 28  # of a corpus without a manifest: about a second
 
 
 def vocabulary_problems(recipe: Recipe) -> Sequence[Problem]:
     """What does not fit: a corpus that is not what its manifest says, or ids that a tokenizer or model does not have.
 
-    Names on the hub, and text that is still to be prepared, are not looked at; the ranks check them.
+    Of a corpus without a manifest, the ids of 2²⁸ tokens spread over it are looked at. Names on the hub, and text that
+    is still to be prepared, are not; the ranks check them.
 
     Args:
         recipe: a checked recipe.
@@ -44,6 +48,11 @@ def vocabulary_problems(recipe: Recipe) -> Sequence[Problem]:
                         "one it was made with",
                     )
                 )
+            if manifest is None and limits:
+                try:
+                    check_ids(corpus, min(size for _, size, _ in limits), at_most=_TOKENS_LOOKED_AT)
+                except DataError as error:
+                    problems.append(Problem(path, str(error)))
             problems += [
                 Problem(
                     path,

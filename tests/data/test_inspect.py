@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds_pretrain.data.indexed import TokenFile, TokenFileWriter, bin_path
-from ds_pretrain.data.inspect import Bin, check_ids, inspect_corpus
+from ds_pretrain.data.indexed import TokenFileWriter, bin_path
+from ds_pretrain.data.inspect import Bin, inspect_corpus
 from ds_pretrain.data.prepare import prepare
 from ds_pretrain.errors import DataError
 
@@ -48,15 +48,3 @@ def test_samples_are_spread_over_the_corpus_and_decoded(tmp_path: Path) -> None:
     assert inspect_corpus(tmp_path / "mine").documents == 10
     with pytest.raises(DataError, match=r"states bin_sha256"):
         inspect_corpus(tmp_path / "mine", verify_all=True)
-
-
-def test_an_id_beyond_the_vocabulary_is_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus = TokenFile.open(write(tmp_path / "corpus", [4, 4, 4]))
-    monkeypatch.setattr("ds_pretrain.data.inspect._BLOCK_TOKENS", 3)
-    assert check_ids(corpus, 4) == check_ids(corpus, None) == 3
-    with pytest.raises(DataError, match=r"corpus\.bin: token 8, in document 2: found id 3; allowed: 0 to below 3;"):
-        check_ids(corpus, 3)
-    with TokenFileWriter(tmp_path / "negative", np.int32) as writer:
-        writer.append(np.array([1, -5], dtype=np.int32))
-    with pytest.raises(DataError, match=r"negative\.bin: token 1, in document 0: found id -5"):
-        check_ids(TokenFile.open(tmp_path / "negative"), None)

@@ -77,3 +77,11 @@ def test_a_corpus_without_a_manifest_needs_a_tokenizer(corpus: Path) -> None:
     assert path == "data.train.0.path"
     assert "no manifest that names a tokenizer; set tokenizer.path" in message
     assert problems(corpus, tokenizer={"path": "gpt2"}) == []
+
+
+def test_an_id_beyond_the_vocabulary_is_found_in_a_corpus_without_a_manifest(corpus: Path) -> None:
+    Path(f"{corpus}.manifest.json").unlink()
+    model = {"config": {"vocab_size": 90}}
+    ((path, message),) = problems(corpus, tokenizer={"path": "gpt2"}, model=model)
+    assert path == "data.train.0.path"
+    assert "corpus.bin: token 90, in document 0: found id 90; allowed: 0 to 89" in message

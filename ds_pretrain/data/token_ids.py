@@ -1,0 +1,45 @@
+"""Whether the token ids of a corpus are ids of its tokenizer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ds_pretrain.data.indexed import TokenFile, bin_path
+from ds_pretrain.errors import DataError
+
+_BLOCK_TOKENS = 1 << 20
+
+
+def check_ids(corpus: TokenFile, vocab_size: int | None, at_most: int | None = None) -> int:
+    """The largest token id of a corpus.
+
+    Args:
+        corpus: the files, opened.
+        vocab_size: entries of the tokenizer; None refuses negative ids alone.
+        at_most: look at about so many tokens, in blocks evenly spread over the corpus; None looks at all.
+
+    Raises:
+        DataError: an id is not below ``vocab_size``; names the first, and its document.
+    """
+    blocks = -(-corpus.num_tokens // _BLOCK_TOKENS)
+    every = 1 if at_most is None else max(1, blocks * _BLOCK_TOKENS // max(at_most, _BLOCK_TOKENS))
+    largest = 0
+    for start in range(0, corpus.num_tokens, _BLOCK_TOKENS * every):
+        block = corpus.tokens[start : start + _BLOCK_TOKENS].view(np.ndarray)
+        largest = max(largest, int(block.max()))
+        if int(block.min()) < 0 or (vocab_size is not None and largest >= vocab_size):
+            wrong = block < 0
+            if vocab_size is not None:
+                wrong |= block >= vocab_size
+            raise _beyond(corpus, start + int(np.argmax(wrong)), vocab_size)
+    return largest
+
+
+def _beyond(corpus: TokenFile, position: int, vocab_size: int | None) -> DataError:
+    document = int(np.searchsorted(np.cumsum(corpus.document_lengths, dtype=np.int64), position, side="right"))
+    allowed = "0 and more" if vocab_size is None else f"0 to {vocab_size - 1}, below the vocabulary of {vocab_size}"
+    return DataError(
+        f"{bin_path(corpus.prefix)}: token {position}, in document {document}: found id "
+        f"{int(corpus.tokens[position])}; allowed: {allowed}; use the tokenizer that the corpus was made with, or "
+        "prepare it again"
+    )
