@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ds_pretrain.config.parse import Check, parse_recipe
 from ds_pretrain.config.schema import Recipe
+from ds_pretrain.config.secrets import secret_problems, without_secrets
 from ds_pretrain.errors import Problem, RecipeError
 
 # keys of which one replaces the others: a later file or the command line need not take the earlier one back
@@ -25,6 +26,12 @@ _ALTERNATIVES = (
 )
 # stands for "${" while OmegaConf handles a recipe: it must not look anything up, least of all in the environment
 _GUARD = "\ue000{"
+# far beyond any recipe; a few lines of nested aliases can stand for more values than there is memory
+_MAX_VALUES = 100_000
+_MAX_DEPTH = 32
+_TOO_DEEP = f"nests deeper than {_MAX_DEPTH} levels, or refers to itself"
+# what reading YAML raises; values of wrong forms, such as a 13th month, are ValueErrors
+_UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError)
 
 
 def load_recipe(files: Sequence[Path], overrides: Sequence[str] = (), checks: Sequence[Check] = ()) -> Recipe:
@@ -52,15 +59,16 @@ def load_recipe(files: Sequence[Path], overrides: Sequence[str] = (), checks: Se
         except ValueError as error:
             unreadable.append(Problem(str(file) if len(files) > 1 else "", str(error)))
     if unreadable:
-        raise RecipeError(unreadable, source)
+        raise RecipeError(without_secrets(unreadable), source)
     data, problems = _overridden(merged, overrides)
     plain = {str(key): value for key, value in _swapped(data, _GUARD, "${").items()}
+    problems += secret_problems(plain)
     try:
         recipe = parse_recipe(plain, checks, source)
     except RecipeError as error:
-        raise RecipeError([*problems, *error.problems], source) from None
+        problems += error.problems
     if problems:
-        raise RecipeError(problems, source)
+        raise RecipeError(without_secrets(problems), source)
     return recipe
 
 
@@ -75,14 +83,37 @@ def _read(file: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 text (byte {error.start})") from error
     try:
-        top = yaml.compose(text, Loader=yaml.SafeLoader)
-        if top is None:
-            raise ValueError("is empty")
-        if not isinstance(top, yaml.MappingNode):
-            raise ValueError("is not a recipe: a mapping of keys is needed at the top")
-        return _plain(OmegaConf.create(text.replace("${", _GUARD)))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        top = _composed(text)
+        if isinstance(top, yaml.MappingNode):
+            return _plain(OmegaConf.create(text.replace("${", _GUARD)))
+    except _UNREADABLE as error:
         raise ValueError(f"is not valid YAML: {_reason(error)}") from error
+    raise ValueError("is empty" if top is None else "is not a recipe: a mapping of keys is needed at the top")
+
+
+def _composed(text: str) -> yaml.Node | None:
+    """The nodes of a text that is not too large to be made values; a ValueError says that it is."""
+    try:
+        top = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    if top is not None and _count(top, {}, 1) > _MAX_VALUES:
+        raise ValueError(f"stands for more than {_MAX_VALUES:,} values, by its aliases (*name)")
+    return top
+
+
+def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """Values that a node stands for, those behind aliases counted wherever they are used."""
+    if depth > _MAX_DEPTH:
+        raise ValueError(_TOO_DEEP)
+    if id(node) not in known:
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        known[id(node)] = 1 + sum(_count(part, known, depth + 1) for part in inner)
+    return known[id(node)]
 
 
 def _merged(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
@@ -100,9 +131,10 @@ def _overridden(base: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[st
             problems.append(Problem("", f"found override {text!r}; allowed: key.path=value, e.g. optimizer.lr=1e-3"))
             continue
         try:
+            _composed(text[len(key) + 1 :])
             layer = _plain(OmegaConf.from_dotlist([text.replace("${", _GUARD)]))
             value = _plain(OmegaConf.from_dotlist([f"value{text[len(key) :]}".replace("${", _GUARD)]))["value"]
-        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        except _UNREADABLE as error:
             problems.append(_not_applied(key, text, error))
             continue
         _give_way(base, layer)  # before any is applied: two alternatives on one command line stay a contradiction
@@ -112,7 +144,7 @@ def _overridden(base: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[st
         try:
             replace = isinstance(OmegaConf.select(config, key), ListConfig)
             OmegaConf.update(config, key, value, merge=not replace)
-        except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
+        except (*_UNREADABLE, IndexError) as error:
             problems.append(_not_applied(key, f"{key}={value}", error))
     return _plain(config), problems
 

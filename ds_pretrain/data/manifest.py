@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ds_pretrain import __version__
 from ds_pretrain.data.indexed import TokenFile, bin_path, idx_path, sync_path
@@ -51,11 +51,28 @@ class Manifest(BaseModel):
     ds_pretrain_version: str = __version__
     """Version of this package that wrote the corpus."""
 
+    @field_validator("tokenizer")
+    @classmethod
+    def _is_a_path_or_name(cls, value: str) -> str:
+        if not value.isprintable() or ".." in value.split("/"):
+            raise ValueError("not a folder beside this file, a full path, or a name")
+        return value
+
     def tokenizer_path(self, prefix: Path) -> str:
-        """What ``load_tokenizer`` takes: the tokenizer of the corpus at ``prefix``."""
-        if self.tokenizer.startswith(_INSIDE):
-            return str(prefix.parent / self.tokenizer.removeprefix(_INSIDE))
-        return self.tokenizer
+        """What ``load_tokenizer`` takes: the tokenizer of the corpus at ``prefix``.
+
+        Raises:
+            DataError: a link leads out of the manifest's folder.
+        """
+        if not self.tokenizer.startswith(_INSIDE):
+            return self.tokenizer
+        path = prefix.parent / self.tokenizer.removeprefix(_INSIDE)
+        if not path.resolve().is_relative_to(prefix.parent.resolve()):
+            raise DataError(
+                f"{manifest_path(prefix)}: tokenizer {self.tokenizer} is a link out of its folder; put the tokenizer "
+                "there, or set tokenizer.path"
+            )
+        return str(path)
 
 
 def manifest_path(prefix: Path) -> Path:

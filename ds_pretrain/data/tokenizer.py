@@ -35,12 +35,12 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
         raise DataError(f"tokenizer {path}: no such folder; allowed: a folder that transformers saved, or a hub name")
     try:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except OSError:
             if folder.is_dir():
                 raise
             _check_hub(path)
-            tokenizer = AutoTokenizer.from_pretrained(path)
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except DataError:
         raise
     except Exception as error:  # transformers raises anything, from OSError to KeyError, for a folder it cannot read

@@ -123,7 +123,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{STATE} or the step is missing")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # the last: a loop of links
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        # RuntimeError: a loop of links, or nesting without end
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise CheckpointError(f"{path}: not a checkpoint's manifest ({reason})") from error
     return document  # type: ignore[no-any-return]

@@ -244,3 +244,20 @@ def test_dump_and_load_give_an_equal_recipe(
     file = tmp_path_factory.mktemp("dump") / "config.yaml"
     file.write_text(dump_recipe(recipe), encoding="utf-8", newline="")
     assert load_recipe([file]) == recipe
+
+
+def test_a_few_aliases_cannot_stand_for_more_than_there_is_memory(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    path = tmp_path / "laughs.yaml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(RecipeError, match="stands for more than 100,000 values"):
+        load_recipe([path])
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", "a: &a {b: *a}", "a: " + "[" * 40 + "]" * 40, "a: " + "[" * 5000])
+def test_what_nests_without_end_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match="nests deeper than 32 levels"):
+        load_recipe([path])

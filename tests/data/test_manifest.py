@@ -122,3 +122,22 @@ def test_tokenizers_inside_the_folder_move_with_it(tmp_path: Path, manifest: Man
     assert tokenizer_reference("gpt2", tmp_path / "here") == "gpt2"
     assert manifest.tokenizer_path(Path("data/mine")) == "data/corpus-tokenizer"
     assert manifest.model_copy(update={"tokenizer": "gpt2"}).tokenizer_path(Path("data/mine")) == "gpt2"
+
+
+@pytest.mark.parametrize("tokenizer", ["../../elsewhere", "./../elsewhere", "./a/../../elsewhere", "a\0b", "./a\nb"])
+def test_a_tokenizer_outside_of_the_manifests_folder_is_refused(
+    prefix: Path, manifest: Manifest, tokenizer: str
+) -> None:
+    document = json.loads(manifest_path(prefix).read_text()) | {"tokenizer": tokenizer}
+    manifest_path(prefix).write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"tokenizer: .*not a folder beside this file, a full path, or a name"):
+        read_manifest(prefix)
+
+
+def test_a_tokenizer_behind_a_link_out_of_the_folder_is_refused(
+    prefix: Path, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (prefix.parent / "corpus-tokenizer").symlink_to(elsewhere)
+    with pytest.raises(DataError, match="is a link out of its folder"):
+        manifest.tokenizer_path(prefix)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,15 @@ def test_a_tokenizer_without_an_end_token_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no end-of-document token"):
         end_of_document_id(PreTrainedTokenizerFast(tokenizer_object=bare))
     assert end_of_document_id(PreTrainedTokenizerFast(tokenizer_object=bare, sep_token="a")) == 0
+
+
+def test_the_code_that_a_tokenizer_brings_is_not_run(folder: Path, tmp_path: Path) -> None:
+    evil = tmp_path / "evil"
+    shutil.copytree(folder, evil)
+    (evil / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    config = json.loads((evil / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (evil / "tokenizer_config.json").write_text(json.dumps(config))
+    with suppress(DataError):  # transformers may do without it
+        load_tokenizer(str(evil))
+    assert not (tmp_path / "ran").exists()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,89 @@ def test_the_slurm_script_trains_on_two_nodes_and_is_queued_again_when_time_is_u
     assert text.count("stopped: every rank left by itself") == 2
     assert (clone / "scontrol.log").read_text(encoding="utf-8") == "requeue 7\n"
     assert not list(clone.glob("*.hostfile"))
+
+
+# `ds-pretrain launch` of a run whose save takes longer than the time that is left: it does not leave by itself.
+SLOW_LAUNCH = """\
+#!{python}
+import pathlib, signal, time
+signal.signal(signal.SIGUSR1, lambda *_: pathlib.Path("asked").touch())
+pathlib.Path("training").touch()
+while not pathlib.Path("saved").exists():
+    time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def slow_job(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts the script with a stand-in for ``ds-pretrain`` that saves for as long as there is no file ``saved``."""
+    (tmp_path / "bin").mkdir()
+    executable(tmp_path / "bin/scontrol", SCONTROL)
+    executable(tmp_path / "bin/srun", SRUN.format(python=sys.executable))
+    executable(tmp_path / "bin/ds-pretrain", SLOW_LAUNCH.format(python=sys.executable))
+    jobs: list[subprocess.Popen[bytes]] = []
+
+    def start(**variables: str) -> subprocess.Popen[bytes]:
+        environment = {
+            **os.environ,
+            "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            "VENV": str(tmp_path),
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NUM_NODES": "1",
+            "SLURM_JOB_NODELIST": "localhost",
+            **variables,
+        }
+        jobs.append(
+            subprocess.Popen(["bash", ROOT / "launch/slurm.sbatch", "recipe.yaml"], cwd=tmp_path, env=environment)
+        )
+        until((tmp_path / "training").exists)
+        return jobs[-1]
+
+    yield start
+    (tmp_path / "saved").touch()
+    for job in jobs:
+        job.wait(LAUNCH_SECONDS)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LAUNCH_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def requeues(folder: Path) -> int:
+    log = folder / "scontrol.log"
+    return log.read_text(encoding="utf-8").count("requeue 7\n") if log.exists() else 0
+
+
+def test_a_save_that_outlasts_the_time_limit_does_not_lose_the_requeue(
+    slow_job: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    job = slow_job(SLURM_JOB_END_TIME=str(int(time.time()) + 12))
+    job.send_signal(signal.SIGUSR1)
+    until(lambda: (tmp_path / "asked").exists() and requeues(tmp_path) == 1)
+    assert job.poll() is None  # and the save goes on for as long as SLURM lets it
+    (tmp_path / "saved").touch()
+    assert job.wait(LAUNCH_SECONDS) == 0
+    assert requeues(tmp_path) == 1
+
+
+def test_the_time_limits_own_signal_still_requeues(
+    slow_job: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    job = slow_job(SLURM_JOB_END_TIME=str(int(time.time()) + 10_000))
+    job.send_signal(signal.SIGUSR1)
+    until((tmp_path / "asked").exists)
+    assert requeues(tmp_path) == 0
+    job.terminate()
+    until(lambda: requeues(tmp_path) == 1)
+
+
+def test_a_stop_for_good_is_not_requeued(slow_job: Callable[..., subprocess.Popen[bytes]], tmp_path: Path) -> None:
+    job = slow_job()
+    job.terminate()
+    until((tmp_path / "asked").exists)
+    (tmp_path / "saved").touch()
+    assert job.wait(LAUNCH_SECONDS) == 0
+    assert requeues(tmp_path) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +223,25 @@ def test_an_architecture_without_the_objective_is_refused() -> None:
     assert problem.startswith(
         "model.architecture: found 'gpt2'; allowed: a masked language model of transformers, e.g. bert, distilbert"
     )
+
+
+def test_the_code_that_a_pretrained_folder_brings_is_not_run_unless_asked_for(pretrained: Path, tmp_path: Path) -> None:
+    evil = tmp_path / "evil"
+    shutil.copytree(pretrained, evil)
+    ran = tmp_path / "ran"
+    (evil / "evil.py").write_text(
+        f"from transformers import GPT2Config, GPT2LMHeadModel\nopen({str(ran)!r}, 'w')\n"
+        "class EvilConfig(GPT2Config):\n    model_type = 'evil'\n"
+        "class EvilModel(GPT2LMHeadModel):\n    config_class = EvilConfig\n"
+    )
+    config = json.loads((evil / "config.json").read_text())
+    config |= {
+        "model_type": "evil",
+        "auto_map": {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilModel"},
+    }
+    (evil / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RecipeError, match=r"model\.pretrained"):
+        model_config(Model(pretrained=str(evil)), Vocabulary(64), 32)
+    assert not ran.exists()
+    model_config(Model(pretrained=str(evil), trust_remote_code=True), Vocabulary(64), 32)
+    assert ran.exists()
