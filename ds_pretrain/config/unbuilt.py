@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ds_pretrain.config.base import Section
 from ds_pretrain.config.messages import shown
 from ds_pretrain.config.schema import Recipe
 from ds_pretrain.errors import Problem
@@ -13,21 +12,6 @@ from ds_pretrain.errors import Problem
 _BUILT_VALUES = {
     "model.compile": (False,),
     "tracking.tensorboard": (False,),
-}
-# sections of which only the named keys do something so far
-_BUILT_KEYS: dict[str, frozenset[str]] = {
-    "safety": frozenset(
-        {
-            "max_consecutive_bad_steps",
-            "spike_factor",
-            "spike_sigma",
-            "spike_window",
-            "spike_lr_factor",
-            "spike_recovery_steps",
-            "spike_patience",
-            "grad_norm_factor",
-        }
-    ),
 }
 
 
@@ -43,15 +27,6 @@ def unbuilt_problems(recipe: Recipe) -> Sequence[Problem]:
         if value not in built:
             choices = ", ".join(shown(choice) if choice is False else str(choice) for choice in built)
             problems.append(Problem(path, f"found {shown(value)}, which is not built yet; allowed: {choices}"))
-    for path, keys in _BUILT_KEYS.items():
-        section = _value(recipe, path)
-        assert isinstance(section, Section)
-        for name, field in type(section).model_fields.items():
-            value = getattr(section, name)
-            if name not in keys and value != field.get_default():
-                problems.append(
-                    Problem(f"{path}.{name}", f"found {shown(value)}, which is not built yet; leave it out")
-                )
     if len(recipe.data.train) > 1:
         problems.append(
             Problem(

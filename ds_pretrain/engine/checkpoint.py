@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from deepspeed import DeepSpeedEngine
@@ -36,18 +37,22 @@ def load_engine(engine: DeepSpeedEngine, folder: Path, ranks: Ranks) -> None:
         raise CheckpointError(f"{folder}: DeepSpeed found nothing to load for rank {ranks.rank}")
 
 
-def newest_whole(checkpoints: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
+def newest_whole(
+    checkpoints: Path, ranks: Ranks, counts: Callable[[Path], bool] = lambda folder: True
+) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files all match its manifest. Every rank takes part and shares the reading.
 
     Args:
         checkpoints: folder of the run's checkpoints.
         ranks: this process among those of the run.
+        counts: whether a checkpoint is to be looked at; asked on rank 0.
 
     Returns:
         The folder, or None where there is none, and a warning for every damaged one that was passed over.
     """
     folders = broadcast_object(
-        [folder for _, folder in reversed(list_checkpoints(checkpoints))] if ranks.is_main else None, ranks
+        [folder for _, folder in reversed(list_checkpoints(checkpoints)) if counts(folder)] if ranks.is_main else None,
+        ranks,
     )
     warnings: list[str] = []
     for folder in folders:

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ds_pretrain.errors import CheckpointError
 
@@ -191,9 +191,14 @@ def delete_checkpoint(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def set_aside(folder: Path) -> None:
-    """Takes a damaged checkpoint out of the list, where retention would count it and its step be saved again."""
-    hidden = folder.with_name(f"damaged_{folder.name}")
+def set_aside(folder: Path, why: Literal["damaged", "rejected"]) -> None:
+    """Takes a checkpoint out of the list, where retention would count it and its step be saved again.
+
+    Args:
+        folder: the checkpoint.
+        why: goes before its name.
+    """
+    hidden = folder.with_name(f"{why}_{folder.name}")
     shutil.rmtree(hidden, ignore_errors=True)
     os.replace(folder, hidden)
 
@@ -211,6 +216,14 @@ def write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, text: str) -> None:
+    """Replaces a text file as a whole: after a crash it is either the old one or the new one."""
+    beside = path.with_name(f".{path.name}.partial")
+    write_durably(beside, text)
+    os.replace(beside, path)
+    _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

@@ -75,12 +75,41 @@ def best_step(found: Mapping[int, Path]) -> int | None:
     Args:
         found: folders by step; one whose state cannot be read does not count.
     """
-    losses = {step: loss for step, folder in found.items() if (loss := _val_loss(_state(folder))) is not None}
+    losses = {step: loss for step, folder in found.items() if (loss := _val_loss(known_state(folder))) is not None}
     return min(losses, key=lambda step: (losses[step], -step), default=None)
 
 
+def known_state(folder: Path) -> dict[str, Any]:
+    """The run's own state in a checkpoint; empty where it cannot be read."""
+    try:
+        return read_state(folder)
+    except CheckpointError:
+        return {}
+
+
+def is_good(folder: Path, sound_step: int) -> bool:
+    """Whether a run may go back to a checkpoint: the guards saw nothing wrong when it was saved, and do not now.
+
+    Args:
+        folder: the checkpoint.
+        sound_step: the last step after which, as is known now, nothing was wrong.
+    """
+    state = known_state(folder)
+    return bool(state) and state.get("guard", {}).get("sound_step") == state["step"] <= sound_step
+
+
+def last_good(found: Mapping[int, Path], sound_step: int) -> int | None:
+    """The step of the checkpoint that a run would go back to now; None where there is none.
+
+    Args:
+        found: folders by step.
+        sound_step: as for ``is_good``.
+    """
+    return max((step for step, folder in found.items() if is_good(folder, sound_step)), default=None)
+
+
 def _entry(step: int, folder: Path, best: int | None) -> CheckpointEntry:
-    state = _state(folder)
+    state = known_state(folder)
     try:
         size = sum((folder / name).stat().st_size for name in files_of(folder))
     except OSError:  # it is being removed
@@ -95,13 +124,6 @@ def _entry(step: int, folder: Path, best: int | None) -> CheckpointEntry:
         damage=tuple(damage(folder)),
         best=step == best,
     )
-
-
-def _state(folder: Path) -> dict[str, Any]:
-    try:
-        return read_state(folder)
-    except CheckpointError:
-        return {}
 
 
 def _val_loss(state: Mapping[str, Any]) -> float | None:

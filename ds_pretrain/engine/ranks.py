@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from io import StringIO
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import deepspeed
 import numpy as np
@@ -20,7 +20,7 @@ from deepspeed.accelerator import get_accelerator
 from ds_pretrain.config import Recipe
 from ds_pretrain.engine.deepspeed_json import Precision
 from ds_pretrain.engine.operators import clear_leftover_locks, unlink_shared_buffers
-from ds_pretrain.errors import LostRankError, PortTakenError
+from ds_pretrain.errors import LostRankError, PortTakenError, Stopped, UserError
 
 T = TypeVar("T")
 
@@ -181,6 +181,31 @@ def any_rank(flag: bool, ranks: Ranks) -> bool:
     count = torch.tensor(float(flag), device=ranks.device)
     dist.all_reduce(count)
     return bool(count > 0)
+
+
+def on_main(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Does something on rank 0 while the others wait, and gives its result, or its error, to all.
+
+    Args:
+        ranks: this process among those of the run.
+        work: called on rank 0 alone.
+
+    Raises:
+        UserError: what ``work`` raised, on every rank.
+        Stopped: likewise.
+    """
+    result: tuple[Any, UserError | Stopped | None] | None = None
+    if ranks.is_main:
+        try:
+            result = work(), None
+        except (UserError, Stopped) as error:
+            result = None, error
+        except OSError as error:  # the others wait for an answer
+            result = None, UserError(f"{error.filename}: {error.strerror}; free space or mend the disk")
+    value, problem = broadcast_object(result, ranks)
+    if problem is not None:
+        raise problem
+    return value  # type: ignore[no-any-return]
 
 
 def barrier() -> None:

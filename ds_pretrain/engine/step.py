@@ -82,7 +82,8 @@ def train_batch(
         engine.set_gradient_accumulation_boundary(index == last)
         part = micro.to(device)
         loss = engine(part.input_ids, part.targets, **part.options)
-        engine.backward(loss * share, scale_wrt_gas=False)
+        # a loss that is not finite must not be applied, even where its gradient is finite: this makes it NaN
+        engine.backward(loss * (share + 0.0 * loss.detach()), scale_wrt_gas=False)
         total += loss.detach()
     assert_learning_rate(engine, lr, newcomers)
     loss_scale = current_loss_scale(engine)

@@ -1,7 +1,7 @@
 """Guards: from reduced values to what a step was and what is to be done. Pure, so that all ranks decide alike."""
 
 from ds_pretrain.guards.history import Rollback, RollbackHistory
-from ds_pretrain.guards.judge import Notice, StepFacts, Verdict, after_step, is_bad_step, val_gap_notice
+from ds_pretrain.guards.judge import Notice, StepFacts, Verdict, after_evaluation, after_step, is_bad_step
 from ds_pretrain.guards.state import GuardState
 
 __all__ = [
@@ -11,7 +11,7 @@ __all__ = [
     "RollbackHistory",
     "StepFacts",
     "Verdict",
+    "after_evaluation",
     "after_step",
     "is_bad_step",
-    "val_gap_notice",
 ]

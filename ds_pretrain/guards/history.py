@@ -26,6 +26,12 @@ class Rollback:
     lr_factor: float
     reason: str
 
+    def __str__(self) -> str:
+        return (
+            f"went back from step {self.from_step} to step {self.target_step}: {self.reason}; data of the "
+            f"steps between is left out, learning rate x {self.lr_factor:g}"
+        )
+
 
 @dataclass(frozen=True)
 class RollbackHistory:

@@ -112,18 +112,27 @@ def after_step(state: GuardState, facts: StepFacts, safety: Safety) -> tuple[Gua
     return state, Verdict(ratio, spike, rollback or drifted, (*drift, *norm))
 
 
-def val_gap_notice(val_loss: float, train_loss: float, safety: Safety) -> tuple[Notice, ...]:
-    """A warning where validation loss is too far above training loss at the same length.
+def after_evaluation(state: GuardState, val_loss: float, safety: Safety) -> tuple[float | None, tuple[Notice, ...]]:
+    """How far validation loss is above training loss, and a warning where that is too far.
 
     Args:
-        val_loss, train_loss: in nats; the latter is the guards' running average.
+        state: the guards after the last step.
+        val_loss: at the stage's length, in nats.
         safety: the recipe's section.
+
+    Returns:
+        Validation loss minus the running average of training loss, in nats; None where the average is of too few steps.
     """
-    gap, limit = val_loss - train_loss, safety.val_gap_threshold
+    if state.average.count < _SETTLED:
+        return None, ()
+    gap, limit = val_loss - state.average.mean, safety.val_gap_threshold
     if limit is None or gap <= limit:
-        return ()
-    text = f"validation loss {val_loss:.4f} is {gap:.4f} above training loss (safety.val_gap_threshold is {limit:g})"
-    return (Notice("val_gap", text),)
+        return gap, ()
+    text = (
+        f"validation loss {val_loss:.4f} is {gap:.4f} above training loss {state.average.mean:.4f} at the same length "
+        f"(safety.val_gap_threshold is {limit:g})"
+    )
+    return gap, (Notice("val_gap", text),)
 
 
 def _enter(state: GuardState, stage: int) -> GuardState:

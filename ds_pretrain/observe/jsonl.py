@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import cast
 
 from ds_pretrain.errors import UserError
 
@@ -79,7 +80,7 @@ class JsonlTracker:
         self._events.close()
 
 
-def cut_after(path: Path, step: int, redone: tuple[str, ...] = ()) -> None:
+def cut_after(path: Path, step: int, redone: tuple[str, ...] = (), rollbacks: int = 0) -> None:
     """Drop the lines of a metrics or events file that lie after a step, and whatever is not a whole line.
 
     The new content is written beside, synced and renamed, so a crash leaves either the old file or the new.
@@ -88,19 +89,22 @@ def cut_after(path: Path, step: int, redone: tuple[str, ...] = ()) -> None:
         path: the file; one that does not exist is left so.
         step: the last step that stays. Lines without a step stay too.
         redone: events that a run which goes on from there logs again at this very step; they go as well.
+        rollbacks: how many the run has behind it; what was written before the last of them stays as it is.
     """
     if not path.exists():
         return
     beside = path.with_name(path.name + ".tmp")
     torn = 0
+    behind = _lines_before_rollback(path, rollbacks)
     with beside.open("wb") as target:
-        for line, record in _lines(path):
+        for number, (line, record) in enumerate(_lines(path)):
             if record is None:
                 torn += 1
                 continue
             line_step = record.get("step")
             again = line_step == step and record.get("event") in redone
-            if not again and (not isinstance(line_step, int) or line_step <= step):
+            stays = not isinstance(line_step, int) or line_step <= step
+            if number < behind or (stays and not again):
                 target.write(line)
         target.flush()
         os.fsync(target.fileno())
@@ -134,6 +138,26 @@ def read_jsonl(path: Path) -> list[dict[str, object]]:
         else:
             records.append(record)
     return records
+
+
+def _lines_before_rollback(path: Path, rollbacks: int) -> int:
+    """How many lines the last rollback left behind: up to the event, or up to a step that does not go on."""
+    ends: list[int] = []
+    last_step, number = 0, -1
+    for number, (_, record) in enumerate(_lines(path)):
+        if record is None:
+            continue
+        if record.get("event") == "rollback":
+            ends.append(number + 1)
+        if "loss" in record and "event" not in record:
+            step = cast(int, record["step"])
+            if step <= last_step:
+                ends.append(number)
+            last_step = step
+    if not rollbacks:
+        return 0
+    # a run killed right after a rollback has not written a line since
+    return number + 1 if len(ends) < rollbacks else ends[-1]
 
 
 class _LineFile:

@@ -14,6 +14,7 @@ from ds_pretrain.engine.consolidate import whole_weights
 from ds_pretrain.errors import CheckpointError, UserError
 from ds_pretrain.model.build import build_model, model_config
 from ds_pretrain.train.corpus import resolve_corpus
+from ds_pretrain.train.recovery import is_rejected, read_history
 from ds_pretrain.train.run_folder import CHECKPOINTS, CONFIG
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def export_run(run: Path, to: Path) -> str:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to: {to} exists and is not empty; give a new folder")
     recipe = load_recipe([run / CONFIG])
-    checkpoint = _newest(run / CHECKPOINTS)
+    checkpoint = _newest(run)
     logging.disable_progress_bar()
     corpus = resolve_corpus(recipe)
     config = model_config(recipe.model, corpus.vocabulary, recipe.data.max_seq_len)
@@ -111,8 +112,9 @@ def _fill_in(folder: Path, tokenizer: PreTrainedTokenizerFast, prompt: str) -> s
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 
-def _newest(checkpoints: Path) -> Path:
+def _newest(run: Path) -> Path:
+    checkpoints, history = run / CHECKPOINTS, read_history(run)
     for _, folder in reversed(list_checkpoints(checkpoints)):
-        if not damage(folder):
+        if not is_rejected(folder, history) and not damage(folder):
             return folder
     raise CheckpointError(f"{checkpoints}: no whole checkpoint; train the run first")

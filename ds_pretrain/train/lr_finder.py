@@ -15,7 +15,7 @@ from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import StagePlan
 from ds_pretrain.curriculum.lr_shapes import Shape, measured_shapes
 from ds_pretrain.curriculum.unfreezing import same_layers
-from ds_pretrain.engine.ranks import Ranks, device_description
+from ds_pretrain.engine.ranks import Ranks, device_description, on_main
 from ds_pretrain.engine.snapshot import EngineSnapshot
 from ds_pretrain.errors import UserError
 from ds_pretrain.observe.logs import quiet_libraries
@@ -25,7 +25,7 @@ from ds_pretrain.schedules.lr_sweep import SweepPoint, steepest_rate, sweep_endi
 from ds_pretrain.schedules.lr_trials import Trial, first_peak, judge, next_peak
 from ds_pretrain.train.run import on_ranks, say
 from ds_pretrain.train.run_folder import run_folder
-from ds_pretrain.train.setup import on_main, prepare_run, start_engine
+from ds_pretrain.train.setup import prepare_run, start_engine
 from ds_pretrain.train.stop import StopRequest
 from ds_pretrain.train.sweep import SweepTrainer
 

@@ -34,6 +34,7 @@ def step_record(
     times: StepTimes,
     peak_tokens_per_second: float | None,
     positions_per_epoch: int,
+    skipped_positions: int,
 ) -> dict[str, object]:
     """Everything a step line holds.
 
@@ -49,6 +50,7 @@ def step_record(
         times: seconds of the step.
         peak_tokens_per_second: peak FLOP/s of all ranks over FLOPs per token; None where not known.
         positions_per_epoch: length of an epoch, in positions.
+        skipped_positions: data that rollbacks left out.
 
     Returns:
         The record, in the order of the file.
@@ -75,5 +77,5 @@ def step_record(
         "mfu": None if peak_tokens_per_second is None else tokens_per_second / peak_tokens_per_second,
         "step_seconds": times.step,
         "data_seconds": times.data,
-        "epoch": stage.cursor_before(step) / positions_per_epoch,
+        "epoch": (stage.cursor_before(step) + skipped_positions) / positions_per_epoch,
     }

@@ -13,13 +13,15 @@ from ds_pretrain.engine.checkpoint import load_checkpoint, load_engine, newest_w
 from ds_pretrain.engine.checkpoint_files import list_checkpoints, read_manifest
 from ds_pretrain.engine.checkpoint_list import read_state
 from ds_pretrain.engine.deepspeed_json import Precision, effective_zero_stage
-from ds_pretrain.engine.ranks import Ranks, broadcast_object, seed_rank
+from ds_pretrain.engine.ranks import Ranks, broadcast_object, on_main, seed_rank
 from ds_pretrain.engine.universal import load_elsewhere
 from ds_pretrain.errors import CheckpointError
+from ds_pretrain.guards import RollbackHistory
 from ds_pretrain.model.groups import ParameterGroup
 from ds_pretrain.observe.jsonl import METRICS_FILE
 from ds_pretrain.train.continuation import recipe_changes
 from ds_pretrain.train.corpus import Corpus
+from ds_pretrain.train.recovery import is_rejected, read_history
 from ds_pretrain.train.run_folder import CHECKPOINTS, check_corpus, check_layout, check_recipe, saved_recipe
 from ds_pretrain.train.trainer import Position, position_from
 
@@ -31,13 +33,11 @@ class Start:
     Args:
         checkpoint: where to continue from; None at the start.
         position: how far that checkpoint is.
-        moved: whether it was saved by another number of ranks, or at another ZeRO stage.
         notes: what the user should know, as sentences.
     """
 
     checkpoint: Path | None = None
     position: Position = Position()
-    moved: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -55,14 +55,21 @@ def find_start(
     Raises:
         CheckpointError: on every rank alike, where the run may not be continued so, or has nothing whole.
     """
-    checkpoint, warnings = _find_checkpoint(recipe, folder, ranks)
+    history = on_main(ranks, lambda: read_history(folder))
+    checkpoint, warnings = _find_checkpoint(recipe, folder, history, ranks)
     if checkpoint is None:
         lost = (folder / METRICS_FILE).is_file()
         note = f"{folder} has no checkpoint: the run starts over, and its {METRICS_FILE} with it"
         return Start(notes=(note,) if lost else ())
     state, manifest = read_state(checkpoint), read_manifest(checkpoint)
     changes = recipe_changes(
-        saved_recipe(folder, state), manifest["world_size"], recipe, plan, positions, state["step"]
+        saved_recipe(folder, state),
+        manifest["world_size"],
+        recipe,
+        plan,
+        positions,
+        state["step"],
+        history.count,
     )
     before = manifest.get("precision", precision)
     if before != precision and recipe.precision == "auto":
@@ -79,33 +86,36 @@ def find_start(
             f"note: saved by {manifest['world_size']} rank(s) at ZeRO {manifest['zero_stage']}, continued by "
             f"{plan.world_size} at ZeRO {zero}: data and learning rates go on as they were; dropout draws other numbers"
         )
-    return Start(checkpoint, position_from(state), moved, (*warnings, *notes))
+    notes += [f"note: this run {rollback}" for rollback in history.rollbacks]
+    return Start(checkpoint, replace(position_from(state), history=history), (*warnings, *notes))
 
 
-def load(engine: Engine, groups: Sequence[ParameterGroup], start: Start, recipe: Recipe, ranks: Ranks) -> None:
-    """Loads the checkpoint that a run continues from. Every rank takes part.
+def load(engine: Engine, groups: Sequence[ParameterGroup], checkpoint: Path, recipe: Recipe, ranks: Ranks) -> None:
+    """Loads a checkpoint of the run, whoever saved it. Every rank takes part.
 
     On other ranks than those that saved it, every rank's generators are seeded anew, by run, rank and step.
 
     Args:
-        engine: a new engine of the position's stage.
+        engine: the live engine, which trains what the checkpoint's stage does.
         groups: the parameter groups that it was built with.
-        start: with a checkpoint.
+        checkpoint: its folder, verified.
         recipe: the recipe at hand.
         ranks: this process among those of the run.
     """
-    assert start.checkpoint is not None
-    if not start.moved:
-        load_checkpoint(engine, start.checkpoint, ranks)
+    manifest = read_manifest(checkpoint)
+    if (manifest["world_size"], manifest["zero_stage"]) == (ranks.world_size, engine.zero_optimization_stage()):
+        load_checkpoint(engine, checkpoint, ranks)
         return
-    seed_rank(recipe, ranks.rank, start.position.step)
+    seed_rank(recipe, ranks.rank, manifest["step"])
     if engine.zero_optimization_stage() == 0:
-        load_engine(engine, start.checkpoint, ranks)
-    elif start.position.step > 0:  # before the first step there are only the initial weights, alike everywhere
-        load_elsewhere(engine, groups, start.checkpoint, ranks)
+        load_engine(engine, checkpoint, ranks)
+    elif manifest["step"] > 0 or engine.global_steps > 0:  # a new engine has the initial weights, on any ranks
+        load_elsewhere(engine, groups, checkpoint, ranks)
 
 
-def _find_checkpoint(recipe: Recipe, folder: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
+def _find_checkpoint(
+    recipe: Recipe, folder: Path, history: RollbackHistory, ranks: Ranks
+) -> tuple[Path | None, list[str]]:
     resume = recipe.checkpoint.resume
     any_saved = broadcast_object(bool(list_checkpoints(folder / CHECKPOINTS)), ranks)
     if resume == "never" and any_saved:
@@ -113,7 +123,7 @@ def _find_checkpoint(recipe: Recipe, folder: Path, ranks: Ranks) -> tuple[Path |
             f"checkpoint.resume: found never, but {folder} holds a run with checkpoints; "
             "choose another run.name, or checkpoint.resume=auto to continue it"
         )
-    checkpoint, warnings = newest_whole(folder / CHECKPOINTS, ranks)
+    checkpoint, warnings = newest_whole(folder / CHECKPOINTS, ranks, lambda found: not is_rejected(found, history))
     if checkpoint is None and any_saved:
         raise CheckpointError(
             f"{folder}: every checkpoint is damaged, and a new start would overwrite the run; "

@@ -29,6 +29,8 @@ from ds_pretrain.observe.wandb_tracker import start_wandb
 from ds_pretrain.train.evaluation import Evaluator
 from ds_pretrain.train.flops import flops_per_token, peak_flops
 from ds_pretrain.train.formats import positions_run_on
+from ds_pretrain.train.recovery import unlogged
+from ds_pretrain.train.resume import load
 from ds_pretrain.train.setup import Setup, open_folder, open_loader, prepare_run, start_engine
 from ds_pretrain.train.stop import StopRequest, ignore_requests
 from ds_pretrain.train.trainer import Job, Trainer
@@ -163,6 +165,8 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
         ranks=ranks,
         tracker=tracker,
         progress=progress,
+        open_loader=partial(open_loader, setup, ranks, setup.plan.stages),
+        load=lambda engine, stage, folder: load(engine, layers.groups(stage), folder, recipe, ranks),
         layers=layers,
         learned_positions=has_learned_positions(model) and not positions_run_on(recipe),
         evaluator=_evaluator(setup, ranks) if setup.corpus.validation else None,
@@ -175,13 +179,15 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
     trainer = Trainer(engine, job, stop, setup.position)
     exit_code = 1
     try:
+        if ranks.is_main:
+            for rollback in unlogged(setup.folder, setup.position.history):
+                trainer.log_rollback(rollback)
         trainer.event(
             "run_start" if setup.start.checkpoint is None else "resume",
             world_size=ranks.world_size,
             parameters=parameters,
         )
-        with open_loader(setup, ranks, setup.plan.stages, setup.position.step) as loader:
-            finished = trainer.train(loader)
+        finished = trainer.train()
         trainer.event("run_end" if finished else "preempted")
         exit_code = 0
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 
 from ds_pretrain.config import Recipe, dump_recipe
-from ds_pretrain.engine.checkpoint_files import write_durably
+from ds_pretrain.engine.checkpoint_files import replace_durably
 from ds_pretrain.errors import CheckpointError
 from ds_pretrain.train.continuation import Changes, changeable
 
@@ -110,6 +109,4 @@ def check_layout(folder: Path, recipe: Recipe, manifest: Mapping[str, Any], worl
 def write_config(folder: Path, recipe: Recipe) -> None:
     """Keeps the whole resolved recipe as ``config.yaml``."""
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".{CONFIG}.partial"
-    write_durably(beside, dump_recipe(recipe))
-    os.replace(beside, folder / CONFIG)
+    replace_durably(folder / CONFIG, dump_recipe(recipe))

@@ -11,7 +11,7 @@ from typing import Any
 from ds_pretrain.config import Checkpoint
 from ds_pretrain.engine.build import Engine
 from ds_pretrain.engine.checkpoint_files import delete_checkpoint, list_checkpoints, superseded
-from ds_pretrain.engine.checkpoint_list import best_step
+from ds_pretrain.engine.checkpoint_list import best_step, last_good
 from ds_pretrain.engine.checkpoint_writer import CheckpointWriter
 from ds_pretrain.engine.ranks import Ranks
 from ds_pretrain.errors import SaveError, TrainingError
@@ -26,7 +26,7 @@ class Saving:
         ranks: this process among those of the run.
         event: logs an event, by name and details; does so on rank 0 alone.
         warn: tells the user, on rank 0 alone.
-        saved_step: step of the checkpoint that the run continues from; None at the start.
+        saved_step: steps done in the checkpoint that the run continues from; None at the start.
     """
 
     def __init__(
@@ -57,6 +57,11 @@ class Saving:
         """Whether rank 0's clock wants one; it decides for all, by way of the step's reduction."""
         minutes = self._settings.every_minutes
         return minutes is not None and self._ranks.is_main and time.monotonic() - self._began >= 60 * minutes
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether there is a checkpoint."""
+        return self._saved_step is not None
 
     @property
     def writing(self) -> bool:
@@ -96,6 +101,10 @@ class Saving:
         if self._ranks.is_main:
             self._retain()
 
+    def went_back(self, step: int) -> None:
+        """The run is where a checkpoint of ``step`` steps was taken; later steps will be saved anew."""
+        self._saved_step, self._taken = step, {}
+
     def leave(self) -> None:
         """Waits for the last checkpoint before the run ends.
 
@@ -112,7 +121,9 @@ class Saving:
     def _retain(self) -> None:
         try:
             found = dict(list_checkpoints(self._checkpoints))
-            exempt = {best_step(found)} if self._settings.keep_best else set()
+            exempt = {last_good(found, self._taken["guard"]["sound_step"])}
+            if self._settings.keep_best:
+                exempt.add(best_step(found))
             for step in superseded(list(found), self._settings.keep_last, self._settings.keep_every_steps):
                 if step not in exempt:
                     delete_checkpoint(found[step])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import Plan, StagePlan, build_plan
@@ -26,8 +26,8 @@ from ds_pretrain.engine.deepspeed_json import (
     zero_stage_warnings,
 )
 from ds_pretrain.engine.plan_files import plan_document, write_plan_files
-from ds_pretrain.engine.ranks import Ranks, broadcast_object, device_precision, seed_rank
-from ds_pretrain.errors import RecipeError, Stopped, UserError
+from ds_pretrain.engine.ranks import Ranks, device_precision, on_main, seed_rank
+from ds_pretrain.errors import RecipeError, UserError
 from ds_pretrain.model.build import build_model, meta_model, model_config
 from ds_pretrain.model.group_rows import group_rows
 from ds_pretrain.model.loss import head_is_plain, max_chunk_tokens, with_loss
@@ -36,6 +36,7 @@ from ds_pretrain.observe.prepare_progress import prepare_progress
 from ds_pretrain.schedules.plan_warnings import plan_warnings
 from ds_pretrain.train.corpus import Corpus, resolve_corpus
 from ds_pretrain.train.formats import attention_notes, attention_problems, check_model, input_format
+from ds_pretrain.train.recovery import set_rejected_aside
 from ds_pretrain.train.resume import Start, find_start, load
 from ds_pretrain.train.run_folder import CHECKPOINTS, run_folder, write_config
 from ds_pretrain.train.stop import StopRequest
@@ -44,8 +45,6 @@ from ds_pretrain.train.unfreezing import TrainedLayers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -140,14 +139,16 @@ def open_folder(setup: Setup, ranks: Ranks) -> None:
 
     def write() -> None:
         clear_leftovers(setup.folder / CHECKPOINTS)
+        set_rejected_aside(setup.folder / CHECKPOINTS, setup.position.history)
         for step, folder in list_checkpoints(setup.folder / CHECKPOINTS):
             if step > setup.position.step:  # newer than the newest whole one: damaged
-                set_aside(folder)
+                set_aside(folder, "damaged")
         write_config(setup.folder, setup.recipe)
         write_plan_files(plan_document(setup.plan, setup.recipe, setup.precision), setup.folder)
         for name in (METRICS_FILE, EVENTS_FILE):
             # a stage that starts just where the run goes on is entered again
-            cut_after(setup.folder / name, setup.position.step if setup.start.checkpoint else -1, ("stage_start",))
+            step = setup.position.step if setup.start.checkpoint else -1
+            cut_after(setup.folder / name, step, ("stage_start",), setup.position.history.count)
 
     on_main(ranks, write)
 
@@ -181,7 +182,7 @@ def start_engine(setup: Setup, ranks: Ranks) -> tuple[Engine, PreTrainedModel, T
     try_shapes(engine, stages, setup.input_format)
     engine = layers.change(engine, largest, stages[setup.position.stage])
     if setup.start.checkpoint is not None:
-        load(engine, layers.groups(stages[setup.position.stage]), setup.start, recipe, ranks)
+        load(engine, layers.groups(stages[setup.position.stage]), setup.start.checkpoint, recipe, ranks)
     return engine, model, layers
 
 
@@ -213,31 +214,6 @@ def open_loader(
         skips=skips,
         input_format=setup.input_format,
     )
-
-
-def on_main(ranks: Ranks, work: Callable[[], T]) -> T:
-    """Does something on rank 0 while the others wait, and gives its result, or its error, to all.
-
-    Args:
-        ranks: this process among those of the run.
-        work: called on rank 0 alone.
-
-    Raises:
-        UserError: what ``work`` raised, on every rank.
-        Stopped: likewise.
-    """
-    result: tuple[Any, UserError | Stopped | None] | None = None
-    if ranks.is_main:
-        try:
-            result = work(), None
-        except (UserError, Stopped) as error:
-            result = None, error
-        except OSError as error:  # the others wait for an answer
-            result = None, UserError(f"{error.filename}: {error.strerror}; free space or mend the disk")
-    value, problem = broadcast_object(result, ranks)
-    if problem is not None:
-        raise problem
-    return value  # type: ignore[no-any-return]
 
 
 def _corpus(recipe: Recipe, stop: StopRequest) -> Corpus:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import Plan, StagePlan
+from ds_pretrain.curriculum.skips import Skip, cursor_before, skipped_positions
 from ds_pretrain.curriculum.unfreezing import fresh_share
 from ds_pretrain.data.loader import StepLoader
 from ds_pretrain.engine.build import Engine
+from ds_pretrain.engine.checkpoint_list import read_state
 from ds_pretrain.engine.ranks import Ranks
 from ds_pretrain.engine.stage import (
     Newcomers,
@@ -24,14 +27,16 @@ from ds_pretrain.engine.stage import (
 )
 from ds_pretrain.engine.step import Requests, StepResult, train_batch
 from ds_pretrain.errors import TrainingError
-from ds_pretrain.guards import GuardState, StepFacts, Verdict, after_step, is_bad_step
+from ds_pretrain.guards import GuardState, Rollback, RollbackHistory, Verdict
 from ds_pretrain.observe.progress import ProgressReporter
 from ds_pretrain.observe.tracker import Tracker
 from ds_pretrain.schedules import LearningRateSchedule
 from ds_pretrain.schedules.plateau import PlateauState, after_evaluation
 from ds_pretrain.train.continuation import recipe_document
 from ds_pretrain.train.evaluation import Evaluator, full_length_loss
+from ds_pretrain.train.guarding import Guarding
 from ds_pretrain.train.metrics import StepTimes, step_record
+from ds_pretrain.train.recovery import take_back
 from ds_pretrain.train.run_folder import CHECKPOINTS
 from ds_pretrain.train.saving import Saving
 from ds_pretrain.train.stop import StopRequest
@@ -47,12 +52,16 @@ class Position:
         stage: index of the stage that the last one belonged to; its layers are what the engine trains.
         guard: what the guards remember.
         plateau: what the schedule of that type remembers.
+        history: the rollbacks behind it; recovery.json tells, not the checkpoint.
+        saved: whether a checkpoint holds it.
     """
 
     step: int = 0
     stage: int = 0
     guard: GuardState = GuardState()
     plateau: PlateauState = PlateauState()
+    history: RollbackHistory = RollbackHistory()
+    saved: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,8 @@ class Job:
         ranks: this process among those of the run.
         tracker: where records go; called on rank 0 alone.
         progress: what the terminal shows; None on other ranks.
+        load: loads a checkpoint into the engine of a stage.
+        open_loader: this rank's batches, from a step on and without the data that rollbacks left out.
         layers: which layers the stages train.
         learned_positions: whether the model learns its position embeddings, of which short stages train the first.
         evaluator: None where there is no validation corpus.
@@ -81,6 +92,8 @@ class Job:
     ranks: Ranks
     tracker: Tracker
     progress: ProgressReporter | None
+    load: Callable[[Engine, StagePlan, Path], None]
+    open_loader: Callable[[int, Sequence[Skip]], StepLoader]
     layers: TrainedLayers
     learned_positions: bool
     evaluator: Evaluator | None
@@ -108,8 +121,10 @@ class Trainer:
         self.schedule = LearningRateSchedule(job.plan, job.recipe.schedule)
         self.step = position.step
         self.trained = job.plan.stages[position.stage]
-        self.guard = position.guard
+        self.guarding = Guarding(job.recipe.safety, job.min_loss_scale, position.guard, self.event, self._say)
         self.plateau = position.plateau
+        self.history = position.history
+        self.stopped = False
         # full-length validation loss of the present step, where it tells which checkpoint is best
         self.val_loss: float | None = None
         self.saving = Saving(
@@ -118,63 +133,100 @@ class Trainer:
             job.ranks,
             self.event,
             self._say,
-            position.step or None,
+            position.step if position.saved else None,
         )
 
-    def train(self, loader: StepLoader) -> bool:
-        """Runs the loop.
-
-        Args:
-            loader: this rank's batches from the position on.
+    def train(self) -> bool:
+        """Trains, and goes back where the guards say so.
 
         Returns:
             Whether the plan was finished; False where the run was asked to stop, and has saved.
 
         Raises:
-            TrainingError: too many bad steps in a row, or the last checkpoint could not be written.
+            TrainingError: the run cannot repair itself any more, or the last checkpoint could not be written.
         """
         try:
-            finished = self._train(loader)
+            finished = self._train()
         except TrainingError:
             self.saving.settle()
             raise
         self.saving.leave()
         return finished
 
-    def _train(self, loader: StepLoader) -> bool:
+    def _train(self) -> bool:
+        plan = self.job.plan
+        if not self.saving.has_saved:
+            self._evaluate(plan.stages[0])
+            self.saving.save(self.engine, self._state(plan.stages[0]))
+        while self.step < plan.total_steps and not self.stopped:
+            with self.job.open_loader(self.step, self.history.skips) as loader:
+                reason = self._train_on(loader)
+            if reason is not None:
+                self._go_back(reason)
+        return self.step == plan.total_steps
+
+    def _train_on(self, loader: StepLoader) -> str | None:
+        """The loop, up to the end or a stop; or why the run has to go back."""
         plan = self.job.plan
         stage: StagePlan | None = None
-        if self.step == 0:
-            self._evaluate(plan.stages[0])
-        while self.step < plan.total_steps:
+        while self.step < plan.total_steps and not self.stopped:
             began = time.monotonic()
             batch = next(loader)
             data_seconds = time.monotonic() - began
             if stage is None or batch.stage != stage.index:
                 stage = self._enter(batch.stage)
-            tokens = stage.tokens_before(self.step)
-            lr = self.schedule.lr(self.step, tokens) * self.plateau.factor * self._damping()
+            lr = self._learning_rate(stage)
             newcomers = Newcomers(stage.index, fresh_share(stage, self.step))
             set_learning_rate(self.engine, lr, newcomers)
-            set_momentum(self.engine, self.schedule.momentum(self.step, tokens))
+            set_momentum(self.engine, self.schedule.momentum(self.step, stage.tokens_before(self.step)))
             result = train_batch(self.engine, batch, batch.target_tokens, lr, self._requests(), newcomers)
             self.step += 1
             self.val_loss = None
-            verdict = self._guard(stage, result)
+            self.stopped = result.requests.stop
+            verdict = self.guarding.after_step(self.step, stage, result)
             self._record(stage, result, lr, verdict, StepTimes(time.monotonic() - began, data_seconds))
             if verdict.rollback is not None:
-                raise TrainingError(
-                    f"step {self.step}: {verdict.rollback}. Lower optimizer.lr or the stage's lr_multiplier, or "
-                    "lengthen its warmup; the last checkpoint is unharmed"
-                )
+                return verdict.rollback
             self._evaluate(stage)
             if not result.requests.wait:
                 self.saving.settle()
             if result.requests.stop or result.requests.save or self.saving.due(self.step, plan.total_steps):
                 self.saving.save(self.engine, self._state(stage))
-            if result.requests.stop:
-                return self.step == plan.total_steps
-        return True
+        return None
+
+    def _learning_rate(self, stage: StagePlan) -> float:
+        """What the step that comes is to use: as planned, times all that was learned from the run."""
+        planned = self.schedule.lr(self.step, stage.tokens_before(self.step))
+        return planned * self.plateau.factor * self.guarding.damping(self.step) * self.history.lr_factor
+
+    def _go_back(self, reason: str) -> None:
+        self.saving.settle()
+        folder, self.history = take_back(
+            self.job.folder, self.history, reason, self.step, self.guarding.state.sound_step,
+            self.job.recipe.safety, self.job.ranks,
+        )  # fmt: skip
+        self.log_rollback(self.history.rollbacks[-1])
+        target = position_from(read_state(folder))
+        stage = self.job.plan.stages[target.stage]
+        self.engine = self.job.layers.change(self.engine, self.trained, stage)
+        self.job.load(self.engine, stage, folder)
+        self.trained = stage
+        self.step, self.guarding.state, self.plateau = target.step, target.guard, target.plateau
+        self.saving.went_back(self.step)
+
+    def log_rollback(self, rollback: Rollback) -> None:
+        """Logs and shows that the run goes back."""
+        plan = self.job.plan
+        self.event(
+            "rollback",
+            step=rollback.from_step,
+            tokens=plan.tokens_before(rollback.from_step),
+            to_step=rollback.target_step,
+            skipped_tokens=plan.tokens_before(rollback.from_step) - plan.tokens_before(rollback.target_step),
+            lr_factor=rollback.lr_factor,
+            reason=rollback.reason,
+        )
+        self._say(f"ROLLBACK: {rollback}")
 
     def _enter(self, index: int) -> StagePlan:
         stage = self.job.plan.stages[index]
@@ -194,32 +246,6 @@ class Trainer:
     def _requests(self) -> Requests:
         return Requests(stop=self.stop.requested, save=self.saving.minutes_passed(), wait=self.saving.writing)
 
-    def _damping(self) -> float:
-        return self.guard.damping.at(self.step, self.job.recipe.safety.spike_recovery_steps)
-
-    def _guard(self, stage: StagePlan, result: StepResult) -> Verdict:
-        bad = is_bad_step(result.loss, result.skipped, result.loss_scale, self.job.min_loss_scale)
-        grace = self.step <= stage.start_step + stage.warmup_steps
-        facts = StepFacts(self.step, stage.index, grace, result.loss, result.grad_norm, bad)
-        self.guard, verdict = after_step(self.guard, facts, self.job.recipe.safety)
-        if bad:
-            self.event("bad_step", loss=result.loss, grad_norm=result.grad_norm, damping=self._damping())
-        if verdict.spike:
-            average = self.guard.average.mean
-            self.event("spike", loss=result.loss, average=average, damping=self._damping())
-            self._say(
-                f"step {self.step}: spike, loss {result.loss:.4f} is {result.loss / average:.2f} times its running "
-                f"average; learning rate x {self._damping():g}"
-            )
-        for notice in verdict.notices:
-            self.event("warning", kind=notice.kind, text=notice.text)
-            self._say(f"step {self.step}: warning: {notice.text}")
-        return verdict
-
-    def _say(self, text: str) -> None:
-        if self.job.progress is not None:
-            self.job.progress.message(text)
-
     def _record(self, stage: StagePlan, result: StepResult, lr: float, verdict: Verdict, times: StepTimes) -> None:
         if self.job.ranks.is_main:
             record = step_record(
@@ -234,6 +260,7 @@ class Trainer:
                 times,
                 self._peak_tokens_per_second(stage),
                 self.job.positions_per_epoch,
+                skipped_positions(self.job.plan.stages, self.history.skips),
             )
             self.job.tracker.log_metrics(record)
             if self.job.progress is not None:
@@ -253,7 +280,8 @@ class Trainer:
         if self.job.ranks.is_main:
             for line in lines:
                 self.job.tracker.log_metrics({"step": self.step, "tokens": tokens, **line})
-        self.event("evaluation", val_loss=lines[-1]["val_loss"], seq_len=lines[-1]["seq_len"])
+        gap = self.guarding.after_evaluation(self.step, stage, lines)
+        self.event("evaluation", val_loss=lines[-1]["val_loss"], seq_len=lines[-1]["seq_len"], val_gap=gap)
         if self.job.progress is not None:
             losses = ", ".join(f"{line['val_loss']:.4f} at {line['seq_len']}" for line in lines)
             self.job.progress.message(f"step {self.step}: validation loss {losses}")
@@ -275,15 +303,20 @@ class Trainer:
         return {
             "step": self.step,
             "tokens": stage.tokens_before(self.step),
-            "cursor": stage.cursor_before(self.step),
+            "cursor": cursor_before(self.job.plan.stages, self.step, self.history.skips),
             "stage": stage.index,
             "world_size": self.job.ranks.world_size,
             "corpus": self.job.corpus,
-            "guard": asdict(self.guard),
+            "guard": asdict(self.guarding.state),
             "plateau": asdict(self.plateau),
+            "recovery": self.history.to_json(),
             "val_loss": self.val_loss,
             "recipe": recipe_document(self.job.recipe),
         }
+
+    def _say(self, text: str) -> None:
+        if self.job.progress is not None:
+            self.job.progress.message(text)
 
     def event(self, name: str, **details: object) -> None:
         """Logs an event, of the present step unless told otherwise, on rank 0."""
@@ -299,4 +332,5 @@ def position_from(state: dict[str, Any]) -> Position:
         stage=state["stage"],
         guard=GuardState.from_json(state["guard"]),
         plateau=PlateauState(**state["plateau"]),
+        saved=True,
     )

@@ -85,7 +85,6 @@ BAD = [
         "data.reset_positions=true",
         "data.reset_positions: needs data.sequence_mode mask, found chunk, where every sequence begins at 0",
     ),
-    ("safety.max_rollbacks=1", "safety.max_rollbacks: found 1, which is not built yet; leave it out"),
     (
         "train.micro_batch_size=atuo",
         "train.micro_batch_size: found 'atuo'; allowed: a whole number or auto (did you mean 'auto'?)",

@@ -13,7 +13,6 @@ from ds_pretrain.errors import RecipeError
 REFUSED = [
     "model.compile=true",
     "data.train=[a, b]",
-    "safety.max_rollbacks=1",
     "tracking.tensorboard=true",
 ]
 ACCEPTED = [

@@ -210,7 +210,7 @@ def test_leftovers_are_cleared_and_nothing_else(saved: Path) -> None:
 def test_a_damaged_checkpoint_set_aside_makes_room_for_its_step(saved: Path) -> None:
     for _ in range(2):
         _flip(saved / "state.json")
-        set_aside(saved)
+        set_aside(saved, "damaged")
         assert list_checkpoints(saved.parent) == []
         assert damage(save(saved.parent, 7)) == []
     clear_leftovers(saved.parent)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ds_pretrain.config import Safety
-from ds_pretrain.guards import GuardState, StepFacts, Verdict, after_step, is_bad_step, val_gap_notice
+from ds_pretrain.guards import GuardState, StepFacts, Verdict, after_evaluation, after_step, is_bad_step
 
 SAFETY = Safety()
 LEVEL = 4.0
@@ -241,10 +241,13 @@ def test_an_explosion_of_the_gradient_is_warned_of_once() -> None:
 
 
 def test_validation_far_above_training_is_warned_of_where_asked_for() -> None:
+    state, _ = run([LEVEL] * 20)
     safety = Safety(val_gap_threshold=0.5)
-    assert val_gap_notice(4.6, 4.0, safety)[0].kind == "val_gap"
-    assert val_gap_notice(4.4, 4.0, safety) == ()
-    assert val_gap_notice(9.0, 4.0, SAFETY) == ()
+    gap, notices = after_evaluation(state, 4.6, safety)
+    assert (gap, [notice.kind for notice in notices]) == (pytest.approx(0.6), ["val_gap"])
+    assert after_evaluation(state, 4.4, safety) == (pytest.approx(0.4), ())
+    assert after_evaluation(state, 9.0, SAFETY)[1] == ()
+    assert after_evaluation(run([LEVEL] * 9)[0], 9.0, safety) == (None, ())
 
 
 LOSSES = st.lists(st.one_of(st.floats(0.01, 100.0), st.just(math.nan)), min_size=1, max_size=80)

@@ -111,6 +111,38 @@ def test_cutting_names_what_was_torn_and_takes_a_missing_file_as_empty(
     assert "dropped 2 torn line(s)" in caplog.text
 
 
+def test_cutting_leaves_what_lies_before_the_last_rollback(tmp_path: Path) -> None:
+    def step_lines(*steps: int) -> list[str]:
+        return [json.dumps({"step": step, "loss": None if step == 6 else 1.5}) for step in steps]
+
+    first, second = step_lines(1, 2, 3, 4, 5, 6), step_lines(3, 4, 5)
+    first.insert(4, json.dumps({"step": 4, "val_loss": 2.0}))
+    metrics(tmp_path).write_text("".join(line + "\n" for line in [*first, *second]))
+    cut_after(metrics(tmp_path), 4, rollbacks=1)
+    assert metrics(tmp_path).read_text().splitlines() == [*first, *second[:2]]
+    # killed right after the rollback: nothing was written since, so nothing is too much
+    metrics(tmp_path).write_text("".join(line + "\n" for line in first))
+    cut_after(metrics(tmp_path), 2, rollbacks=1)
+    assert metrics(tmp_path).read_text().splitlines() == first
+    # went back by a single step
+    metrics(tmp_path).write_text("".join(line + "\n" for line in [*first, *step_lines(6, 7)]))
+    cut_after(metrics(tmp_path), 6, rollbacks=1)
+    assert metrics(tmp_path).read_text().splitlines() == [*first, *step_lines(6)]
+
+
+def test_cutting_leaves_the_events_that_led_to_a_rollback(tmp_path: Path) -> None:
+    events = [
+        {"event": "spike", "step": 5, "loss": 9.0},
+        {"event": "rollback", "step": 6, "to_step": 2},
+        {"event": "checkpoint", "step": 4},
+        {"event": "spike", "step": 5, "loss": 9.0},
+    ]
+    path = tmp_path / "events.jsonl"
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    cut_after(path, 4, rollbacks=1)
+    assert read_jsonl(path) == events[:3]
+
+
 @given(steps=st.lists(st.integers(0, 20)), step=st.integers(0, 20), torn=st.integers(0, 12))
 def test_cutting_is_filtering(tmp_path_factory: pytest.TempPathFactory, steps: list[int], step: int, torn: int) -> None:
     path = metrics(tmp_path_factory.mktemp("run"))

@@ -16,7 +16,12 @@ def launch(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_run_that_diverges_ends_with_a_message(base: Path, tmp_path: Path) -> None:
-    overrides = ["optimizer.lr=1e30", "safety.max_consecutive_bad_steps=3", f"run.output_dir={tmp_path}"]
+    overrides = [
+        "optimizer.lr=1e30",
+        "safety.max_consecutive_bad_steps=3",
+        "safety.max_rollbacks=0",
+        f"run.output_dir={tmp_path}",
+    ]
     result = launch(2, "--config", str(base), *overrides)
     assert result.returncode == 1
     assert result.stderr.count("4 steps from") == 1
@@ -33,7 +38,13 @@ def test_a_run_that_diverges_ends_with_a_message(base: Path, tmp_path: Path) -> 
 
 def test_a_loss_scale_at_its_minimum_is_no_bare_exception(train_many: Many, base: Path, tmp_path: Path) -> None:
     scaler = ["deepspeed.fp16.initial_scale_power=24", "deepspeed.fp16.min_loss_scale=16777216"]
-    overrides = ["precision=fp16", "safety.max_consecutive_bad_steps=2", *scaler, f"run.output_dir={tmp_path}"]
+    overrides = [
+        "precision=fp16",
+        "safety.max_consecutive_bad_steps=2",
+        "safety.max_rollbacks=0",
+        *scaler,
+        f"run.output_dir={tmp_path}",
+    ]
     result = train_many(1, [overrides], allow_fp16=True, expected=1)
     assert "3 steps from 1 on had a loss or gradient that is not a number" in result.stderr
     assert all(line["skipped"] and line["loss_scale"] == 2.0**24 for line in steps(tmp_path / "run"))

@@ -1,0 +1,131 @@
+"""Takes a run back to its last good checkpoint, in an order in which it may be killed anywhere.
+
+First ``recovery.json`` is replaced, then newer checkpoints are set aside, then the target is loaded. From the first of
+these on, a start knows what to do: a checkpoint newer than a rollback's target, saved before the rollback, never
+counts again, and every batch that led to the rollback stays left out. Checkpoints hold a copy of the history, in case
+the file is lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ds_pretrain.config import Safety
+from ds_pretrain.engine.checkpoint import newest_whole
+from ds_pretrain.engine.checkpoint_files import list_checkpoints, replace_durably, set_aside
+from ds_pretrain.engine.checkpoint_list import is_good, known_state, read_state
+from ds_pretrain.engine.ranks import Ranks, on_main
+from ds_pretrain.errors import CheckpointError, TrainingError
+from ds_pretrain.guards import Rollback, RollbackHistory
+from ds_pretrain.observe.jsonl import EVENTS_FILE, read_jsonl
+from ds_pretrain.train.run_folder import CHECKPOINTS
+
+RECOVERY = "recovery.json"
+_ADVICE = (
+    "Lower optimizer.lr or the stage's lr_multiplier, lengthen its warmup, or look at the data of these steps; "
+    "docs/when-a-run-goes-wrong.md has more"
+)
+
+
+def read_history(folder: Path) -> RollbackHistory:
+    """What a run remembers of its rollbacks: ``recovery.json``, or the copy in a checkpoint that knows of more.
+
+    Args:
+        folder: the run's folder.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    path = folder / RECOVERY
+    histories = [_parsed(state) for _, found in list_checkpoints(folder / CHECKPOINTS) if (state := known_state(found))]
+    if path.exists():
+        try:
+            histories.append(RollbackHistory.from_json(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path}: cannot be read ({error}); it says which checkpoints and data are not to be used again. "
+                "Restore it, or start a new run with run.name=…"
+            ) from error
+    return max(histories, key=lambda history: history.count, default=RollbackHistory())
+
+
+def is_rejected(folder: Path, history: RollbackHistory) -> bool:
+    """Whether a rollback has left a checkpoint behind; one that cannot be read is left to its checksums."""
+    state = known_state(folder)
+    return bool(state) and history.rejects(state["step"], _parsed(state).count)
+
+
+def set_rejected_aside(checkpoints: Path, history: RollbackHistory) -> None:
+    """Renames what rollbacks have left behind, so that its steps can be saved again."""
+    for _, folder in list_checkpoints(checkpoints):
+        if is_rejected(folder, history):
+            set_aside(folder, "rejected")
+
+
+def take_back(
+    folder: Path,
+    history: RollbackHistory,
+    reason: str,
+    step: int,
+    sound_step: int,
+    safety: Safety,
+    ranks: Ranks,
+) -> tuple[Path, RollbackHistory]:
+    """Chooses the checkpoint to go back to and makes that lasting; the caller loads it. Every rank takes part.
+
+    Args:
+        folder: the run's folder.
+        history: the rollbacks so far.
+        reason: why, as a clause.
+        step: steps done.
+        sound_step: the last step after which the guards saw nothing wrong.
+        safety: the recipe's section.
+        ranks: this process among those of the run.
+
+    Returns:
+        The checkpoint to load, and the history from now on.
+
+    Raises:
+        TrainingError: on every rank, where the run may not go back once more, or has nothing to go back to.
+    """
+    if history.count >= safety.max_rollbacks:
+        raise TrainingError(
+            f"step {step}: {reason}. The run has gone back {history.count} times "
+            f"(safety.max_rollbacks is {safety.max_rollbacks}) and stops here. {_ADVICE}"
+        )
+    target, damaged = newest_whole(folder / CHECKPOINTS, ranks, lambda found: is_good(found, sound_step))
+    if target is None:
+        raise TrainingError(
+            f"step {step}: {reason}. There is no checkpoint of step {sound_step} or before to go back to. "
+            + "".join(f"{line}. " for line in damaged)
+            + _ADVICE
+        )
+    to_step = read_state(target)["step"]
+    following = history.then(Rollback(step, to_step, safety.rollback_lr_factor, reason))
+
+    def record() -> None:
+        try:
+            replace_durably(folder / RECOVERY, json.dumps(following.to_json(), indent=2) + "\n")
+            set_rejected_aside(folder / CHECKPOINTS, following)
+        except OSError as error:
+            raise CheckpointError(
+                f"{error.filename or folder / RECOVERY}: cannot be written ({error.strerror}), and the run does not go "
+                "back without it; make room and start it again"
+            ) from error
+
+    on_main(ranks, record)
+    return target, following
+
+
+def unlogged(folder: Path, history: RollbackHistory) -> tuple[Rollback, ...]:
+    """Rollbacks that ``events.jsonl`` does not know of, since the run was killed just then."""
+    path = folder / EVENTS_FILE
+    events = read_jsonl(path) if path.exists() else []
+    return history.rollbacks[sum(event.get("event") == "rollback" for event in events) :]
+
+
+def _parsed(state: Mapping[str, Any]) -> RollbackHistory:
+    return RollbackHistory.from_json(state.get("recovery", {"rollbacks": []}))
