@@ -1,6 +1,6 @@
 """The loss histories of healthy runs, recorded: the guards must leave every one of them alone.
 
-``noisy_*``: benchmarks/false_rollbacks.py --record. ``quickstart``: the shipped recipe's own losses.
+``noisy_*``: benchmarks/false_rollbacks.py --record, batches of 64 tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def replay(run: dict[str, Any], safety: Safety, factor: float = 1.0, broken_at: 
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
 def test_healthy_runs_are_left_alone(path: Path) -> None:
     run = json.loads(path.read_text(encoding="utf-8"))
-    assert len(run["loss"]) == run["stages"][-1]["end_step"] >= 300
+    assert len(run["loss"]) == run["stages"][-1]["end_step"] >= 200
     verdicts = replay(run, Safety())
     assert len(verdicts) == len(run["loss"])
     assert not any(verdict.spike for verdict in verdicts)
