@@ -96,8 +96,8 @@ def _length(recipe: Recipe, plan: Plan, shape: Shape, result: ShapeResult) -> di
         "stages": [stage.index for stage in plan.stages if stage_shape(recipe, stage) == shape],
         "steepest": steepest_rate(result.sweep, recipe.lr_finder),
         "sweep_ending": sweep_ending(result.sweep, recipe.lr_finder),
-        "first_loss": result.baselines.first,
-        "frequency_loss": result.baselines.frequencies,
+        "first_loss": _number(result.baselines.first),
+        "frequency_loss": _number(result.baselines.frequencies),
         **asdict(result.finding),
         "sweep": _points(result.sweep),
         "trials": [
