@@ -16,7 +16,6 @@ from ds_pretrain.curriculum import Plan
 from ds_pretrain.curriculum.lr_overlay import peak_lr_overlay
 from ds_pretrain.curriculum.lr_shapes import Shape, rate_between, shape_values, stage_shape
 from ds_pretrain.errors import UserError
-from ds_pretrain.schedules.curve import largest_factor
 from ds_pretrain.schedules.lr_sweep import SweepPoint, steepest_rate, sweep_ending
 from ds_pretrain.schedules.lr_trials import Baselines, Finding, Trial
 
@@ -56,9 +55,7 @@ def write_results(folder: Path, recipe: Recipe, plan: Plan, found: Mapping[Shape
     """
     from ds_pretrain.observe.lr_finder_plot import plot_finder
 
-    # noam multiplies the peak by a number far below 1: the stage's peak is what makes its largest rate the suggestion
-    factor = largest_factor(recipe.schedule)
-    rates = {shape: result.finding.suggestion / factor for shape, result in found.items()}
+    rates = {shape: result.finding.suggestion for shape, result in found.items()}
     by_length = {shape.seq_len: rate for shape, rate in rates.items()}
     peaks = [
         rounded(rates[shape] if shape in rates else rate_between(by_length, stage.seq_len))

@@ -62,14 +62,6 @@ def curve(schedule: Schedule, span: Span) -> Curve:
     return lambda t: shapes.between(share(t), 1.0, floor)
 
 
-def largest_factor(schedule: Schedule) -> float:
-    """The largest factor on the peak that a type comes to; 1 but for ``noam``, whose width and warmup decide it.
-
-    noam: d_model^-0.5 x noam_warmup^-0.5, at the end of its warmup.
-    """
-    return (schedule.d_model * schedule.noam_warmup) ** -0.5 if schedule.type == "noam" else 1.0
-
-
 def one_cycle(schedule: Schedule, span: Span) -> OneCycle:
     """The one-cycle policy of a recipe over a span."""
     return OneCycle(
