@@ -52,14 +52,15 @@ def main() -> None:
         model_parameters=groups,
         config=stage_json(recipe, stage, device_precision(recipe.precision)),
     )
-    stream = TokenStream(open_corpus(corpus.train)[0].tokens, recipe.data.max_seq_len, recipe.run.seed)
+    stream = TokenStream(open_corpus(corpus.train[0][1])[0].tokens, recipe.data.max_seq_len, recipe.run.seed)
     steps = [
         step_batch(
             stream, [stage], step, seed=recipe.run.seed, rank=ranks.rank, data_parallel_size=ranks.world_size
         ).micro_batches
         for step in range(READY_BATCHES)
     ]
-    ready = [[(part.input_ids.to(engine.device), part.targets.to(engine.device)) for part in step] for step in steps]
+    moved = [[part.to(engine.device) for part in step] for step in steps]
+    ready = [[(part.input_ids, part.targets) for part in step] for step in moved]
 
     with arguments.seconds.open("w", buffering=1, encoding="utf-8") as seconds:
         for micro_batches in cycle(ready):

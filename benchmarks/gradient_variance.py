@@ -56,7 +56,7 @@ class Layouts:
         seed, step = int(self.random.integers(1 << 31)), int(self.random.integers(self.stage.num_steps))
         batch = step_batch(self._stream(seed), [self.stage], step, seed=seed)
         parts = batch.micro_batches
-        return torch.cat([part.input_ids for part in parts]), torch.cat([part.targets for part in parts])
+        return torch.cat([part.input_ids for part in parts]).long(), torch.cat([part.targets for part in parts]).long()
 
     def uniform(self) -> Rows:
         """Rows from anywhere in the corpus."""
@@ -77,7 +77,7 @@ class Layouts:
 
     def _read(self, stream: TokenStream, starts: NDArray[np.int64]) -> Rows:
         inputs, targets = stream.read(starts, self.stage.seq_len)
-        return torch.from_numpy(inputs), torch.from_numpy(targets)
+        return torch.from_numpy(inputs).long(), torch.from_numpy(targets).long()
 
 
 def gradient(module: CausalLmLoss, rows: Rows) -> torch.Tensor:
@@ -128,7 +128,7 @@ def main() -> None:
     stage = build_plan(recipe).stages[0]
     model = build_model(recipe.model, model_config(recipe.model, corpus.vocabulary, recipe.data.max_seq_len))
     module = CausalLmLoss(model, recipe.model.max_logits_bytes)
-    layouts = Layouts(open_corpus(corpus.train)[0].tokens, recipe.data.max_seq_len, stage)
+    layouts = Layouts(open_corpus(corpus.train[0][1])[0].tokens, recipe.data.max_seq_len, stage)
     table = [("random", layouts.uniform), ("ours", layouts.ours), ("neighbours", layouts.neighbours)]
     print(
         f"{stage.batch_size} rows of {stage.seq_len}, a stage of {stage.num_steps} steps, {arguments.batches} batches"

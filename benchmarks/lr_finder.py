@@ -111,7 +111,7 @@ def wanted_rates(finding: Finding) -> list[float]:
 
 def unigram_loss(setup: Setup) -> float:
     """Validation loss, in nats per token, of a model that predicts every token by its share of the training text."""
-    (_, validation), train = setup.corpus.validation[0], setup.corpus.train
+    (_, validation), (_, train) = setup.corpus.validation[0], setup.corpus.train[0]
     size = setup.corpus.vocabulary.size
     counts, wanted = (
         np.bincount(np.asarray(open_corpus(prefix)[0].tokens), minlength=size) for prefix in (train, validation)

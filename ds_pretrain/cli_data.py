@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ds_pretrain.arguments import ConfigOption, RecipeArguments, split_arguments
+
 if TYPE_CHECKING:
     from ds_pretrain.data.documents import LeftOut
     from ds_pretrain.data.publish import PrepareReport
@@ -103,6 +105,34 @@ def inspect(
     console = Console()
     for part in corpus_table(prefix, found):
         console.print(part, markup=False, highlight=False, soft_wrap=True)
+
+
+@data_app.command()
+def sample(
+    step: Annotated[int, typer.Option(min=1, help="Step, as metrics.jsonl counts them.")],
+    arguments: RecipeArguments = [],
+    config: ConfigOption = [],
+    rank: Annotated[int | None, typer.Option(min=0, help="One rank alone.")] = None,
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="Ranks of the run; as its folder says, else 1, unless given.")
+    ] = None,
+) -> None:
+    """Show the very text that a run trains on at a step, rank by rank."""
+    from functools import partial
+
+    from ds_pretrain.config import load_recipe
+    from ds_pretrain.data.positions import planning_problems
+    from ds_pretrain.train.data_sample import sample_step
+
+    files, overrides = split_arguments(arguments)
+    plannable = partial(planning_problems, world_size=world_size or 1, unprepared=True)
+    recipe = load_recipe([*config, *files], overrides, [plannable] if world_size else [])
+    for row in sample_step(recipe, step, rank, world_size):
+        print(
+            f"--- rank {row.rank}, row {row.row}: stage {row.stage}, {row.source}, "
+            f"document {row.document:,}, token {row.token:,}"
+        )
+        print(row.text)
 
 
 def _tell(report: PrepareReport) -> None:

@@ -37,6 +37,14 @@ def sources(recipe: Recipe) -> Sequence[Problem]:
                         "or data.validation_fraction of the training text",
                     )
                 )
+        labels = [source.label for source in getattr(recipe.data, key)]
+        for index, label in enumerate(labels):
+            if label in labels[:index]:
+                problems.append(
+                    Problem(
+                        f"data.{key}.{index}.name", f"is {label!r} like another's; give each source a name of its own"
+                    )
+                )
     has_text = any(source.text is not None for source in recipe.data.train)
     if has_text and recipe.tokenizer is None:
         problems.append(Problem("tokenizer", "is required with a text source; give path, or train: {vocab_size: 8192}"))
@@ -103,6 +111,24 @@ def stages(recipe: Recipe) -> Sequence[Problem]:
             problems.append(_too_long(f"{path}.seq_len", stage.seq_len, limit))
         if stage.lr_multiplier is not None and stage.peak_lr is not None:
             problems.append(Problem(f"{path}.peak_lr", "excludes lr_multiplier; give one of the two"))
+    return problems
+
+
+def data_weights(recipe: Recipe) -> Sequence[Problem]:
+    """A stage weighs sources that there are, and at least one of them."""
+    names = [source.label for source in recipe.data.train]
+    problems: list[Problem] = []
+    for index, stage in enumerate(recipe.curriculum.stages or ()):
+        if stage.data_weights is None:
+            continue
+        path = f"curriculum.stages.{index}.data_weights"
+        for name in stage.data_weights:
+            if name not in names:
+                problems.append(
+                    Problem(f"{path}.{name}", f"no source of data.train has this name; allowed: {', '.join(names)}")
+                )
+        if not any(stage.data_weights.values()):
+            problems.append(Problem(path, "gives no source a weight; at least one must be more than 0"))
     return problems
 
 
@@ -220,6 +246,7 @@ CHECKS: tuple[Callable[[Recipe], Sequence[Problem]], ...] = (
     sources,
     run_length,
     stages,
+    data_weights,
     pacing,
     positions,
     masking,

@@ -45,6 +45,9 @@ class Stage(Section):
     """Optimizer steps of warmup; by ``schedule.warmup`` unless given."""
     grad_clip: PositiveNumber | None = None
     """Limit of the gradient's L2 norm; ``curriculum.grad_clip`` unless given."""
+    data_weights: dict[str, NonNegativeNumber] | None = None
+    """Weights of the training sources in this stage, by name; a source left out has none. Those of ``data.train``
+    unless given."""
     trainable_layers: Index | None = None
     """Top layers that are trained besides the head, the rest is frozen; everything is trained unless given."""
 

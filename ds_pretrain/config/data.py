@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -72,8 +73,15 @@ class Source(Section):
     """Prefix of a ``.bin``/``.idx`` pair."""
     text: str | None = None
     """A file, a folder, or ``python-stdlib``; prepared by rank 0 into ``cache_dir`` before training."""
+    name: str | None = None
+    """What metrics and ``data_weights`` call it; the last part of ``path`` or ``text`` unless given."""
     weight: PositiveNumber = 1.0
-    """Share of this source among all, in tokens."""
+    """Share of this source among all, in tokens: its weight over the sum of all weights."""
+
+    @property
+    def label(self) -> str:
+        """Its name, given or taken from where it lies."""
+        return self.name or PurePath(str(self.path or self.text)).name
 
 
 def as_sources(value: Any) -> Any:

@@ -27,13 +27,6 @@ def unbuilt_problems(recipe: Recipe) -> Sequence[Problem]:
         if value not in built:
             choices = ", ".join(shown(choice) if choice is False else str(choice) for choice in built)
             problems.append(Problem(path, f"found {shown(value)}, which is not built yet; allowed: {choices}"))
-    if len(recipe.data.train) > 1:
-        problems.append(
-            Problem(
-                "data.train",
-                f"found {len(recipe.data.train)} sources; mixing sources is not built yet, give one",
-            )
-        )
     return problems
 
 

@@ -47,6 +47,7 @@ class StagePlan:
         trainable_layers: top layers that are trained besides the head; None for everything.
         blocks_per_row: sequences in a row of the stream; 1, except in mode ``mask``.
         stated_at: index in the recipe's list of stages, where it has one.
+        data_weights: weight of every training source.
     """
 
     index: int
@@ -69,6 +70,7 @@ class StagePlan:
     trainable_layers: int | None = None
     blocks_per_row: int = 1
     stated_at: int = 0
+    data_weights: tuple[float, ...] = (1.0,)
 
     @property
     def num_steps(self) -> int:
@@ -136,7 +138,7 @@ def build_plan(recipe: Recipe, world_size: int = 1, corpus_positions: int | None
     Args:
         recipe: a checked recipe.
         world_size: ranks that train.
-        corpus_positions: positions per epoch of the training corpus; needed for ``total_epochs`` only.
+        corpus_positions: positions per epoch of the training corpus, all its sources; needed for ``total_epochs`` only.
 
     Returns:
         The plan.
@@ -298,6 +300,7 @@ def _stages(recipe: Recipe, spans: Sequence[tuple[_Shape, int]]) -> tuple[StageP
                 trainable_layers=spec.trainable_layers,
                 blocks_per_row=shape.blocks_per_row,
                 stated_at=spec.stated_at,
+                data_weights=_data_weights(recipe, spec),
             )
         )
         step += steps
@@ -309,6 +312,12 @@ def _stages(recipe: Recipe, spans: Sequence[tuple[_Shape, int]]) -> tuple[StageP
 def _curve_peak(recipe: Recipe) -> float:
     """Learning rate at the top of the schedule, for a stage with multiplier 1."""
     return recipe.optimizer.lr * recipe.schedule.peak_factor
+
+
+def _data_weights(recipe: Recipe, spec: StageSpec) -> tuple[float, ...]:
+    if spec.data_weights is None:
+        return tuple(source.weight for source in recipe.data.train)
+    return tuple(spec.data_weights.get(source.label, 0.0) for source in recipe.data.train)
 
 
 def _multiplier(recipe: Recipe, spec: StageSpec, batch_size: int) -> float:

@@ -1,4 +1,4 @@
-"""Which part of the stream a step reads, once rollbacks have left out the data of some steps.
+"""Which data a step reads, once rollbacks have left out the data of some steps.
 
 A rollback goes back from one step to an earlier one, and the steps in between are taken again, with other data: the
 data that led to the rollback is not read a second time. Every other step keeps the data that the plan gives it. The
@@ -37,43 +37,17 @@ class Skip:
         return self.step + self.steps
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """Steps of one stage that share one part of the stream, which is theirs alone.
+def reading_at(step: int, skips: Sequence[Skip]) -> int:
+    """Which part of the stream a step's rows are taken from.
 
     Args:
-        start_step, end_step: steps of the run, from 0, end exclusive.
-        start_cursor: stream position at which their part begins.
-        reading: 0 for what the plan gives a whole stage; k for what the k-th rollback put in its place.
-    """
-
-    start_step: int
-    end_step: int
-    start_cursor: int
-    reading: int = 0
-
-
-def stretch_at(stages: Sequence[StagePlan], step: int, skips: Sequence[Skip] = ()) -> tuple[StagePlan, Stretch]:
-    """Finds a step's stage, and the part of the stream that its rows are taken from.
-
-    Args:
-        stages: the plan's, in order, without gaps.
         step: step of the run, from 0.
         skips: in the order of the rollbacks; a later one takes back what an earlier one gave.
 
-    Raises:
-        IndexError: the stages do not hold the step.
+    Returns:
+        0 for what the plan gives the step's stage; k for what the k-th rollback put in its place.
     """
-    stage = next((stage for stage in stages if stage.start_step <= step < stage.end_step), None)
-    if stage is None:
-        raise IndexError(f"step {step} is in none of the stages, which end at step {stages[-1].end_step}")
-    reading = next((k for k in range(len(skips), 0, -1) if skips[k - 1].step <= step < skips[k - 1].end), 0)
-    if reading == 0:
-        return stage, Stretch(stage.start_step, stage.end_step, stage.start_cursor)
-    skip = skips[reading - 1]
-    start, end = max(skip.step, stage.start_step), min(skip.end, stage.end_step)
-    before = _positions(stages, skip.step, start) + skipped_positions(stages, skips[: reading - 1])
-    return stage, Stretch(start, end, _planned(stages, stages[-1].end_step) + before, reading)
+    return next((k for k in range(len(skips), 0, -1) if skips[k - 1].step <= step < skips[k - 1].end), 0)
 
 
 def skipped_positions(stages: Sequence[StagePlan], skips: Sequence[Skip]) -> int:

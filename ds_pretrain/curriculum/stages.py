@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -36,6 +37,7 @@ class StageSpec:
         grad_clip: limit of the gradient's L2 norm.
         trainable_layers: top layers that are trained besides the head; None for everything.
         stated_at: index in the recipe's list of stages, where it has one.
+        data_weights: weights of the training sources, by name.
     """
 
     path: str
@@ -49,6 +51,7 @@ class StageSpec:
     grad_clip: float | None = None
     trainable_layers: int | None = None
     stated_at: int = 0
+    data_weights: Mapping[str, float] | None = None
 
 
 def stage_specs(recipe: Recipe) -> list[StageSpec]:
@@ -78,6 +81,7 @@ def stage_specs(recipe: Recipe) -> list[StageSpec]:
             grad_clip=stage.grad_clip,
             trainable_layers=stage.trainable_layers,
             stated_at=index,
+            data_weights=stage.data_weights,
         )
         for index, stage in enumerate(curriculum.stages)
     ]

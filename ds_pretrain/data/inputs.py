@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,9 @@ class MicroBatch:
     """What one rank feeds to one forward pass.
 
     Args:
-        input_ids: int64, shape [sequences, seq_len].
-        targets: int64; the token after each input, the same shape, or the masked ones, shape [sequences, targets].
+        input_ids: shape [sequences, seq_len]; of the corpus's type until ``to`` makes it int64.
+        targets: of the same type; the token after each input, the same shape, or the masked ones, shape
+            [sequences, targets].
         position_ids: int64, shape [sequences, seq_len]; None counts from 0 in every sequence.
         cu_seq_lens: where documents begin in the flattened ``input_ids``, then their number of tokens; int32, shape
             [documents + 1]. None where attention is not confined to documents.
@@ -37,8 +39,10 @@ class MicroBatch:
     target_positions: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same on a device; copies from page-locked memory do not wait."""
-        return MicroBatch(**{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()})
+        """The same on a device, tokens widened to int64 there; copies from page-locked memory do not wait."""
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()}
+        wide = {name: moved[name].to(torch.int64) for name in ("input_ids", "targets")}
+        return MicroBatch(**(moved | wide))
 
     def pin_memory(self) -> MicroBatch:
         """The same in page-locked memory."""
@@ -81,8 +85,8 @@ class InputFormat:
 
     def micro_batches(
         self,
-        inputs: NDArray[np.int64],
-        targets: NDArray[np.int64],
+        inputs: NDArray[Any],
+        targets: NDArray[Any],
         starts: NDArray[np.int64],
         *,
         seq_len: int,
@@ -110,7 +114,9 @@ class InputFormat:
         hidden = None
         if self.masking is not None:
             per_row = row_len // seq_len
-            hidden = self.masking(ids, (places[:, None] * per_row + np.arange(per_row)).reshape(-1), key)
+            hidden = self.masking(
+                ids.astype(np.int64), (places[:, None] * per_row + np.arange(per_row)).reshape(-1), key
+            )
             ids, wanted = hidden.input_ids, hidden.targets
         whole = MicroBatch(
             torch.from_numpy(ids),
@@ -137,7 +143,7 @@ class InputFormat:
         )
         return batch
 
-    def _document_begins(self, inputs: NDArray[np.int64], starts: NDArray[np.int64], end: int) -> NDArray[np.bool_]:
+    def _document_begins(self, inputs: NDArray[Any], starts: NDArray[np.int64], end: int) -> NDArray[np.bool_]:
         """Which positions begin a document: after a token that ends one, and where the row enters another window."""
         begins = np.zeros(inputs.shape, dtype=bool)
         np.equal(inputs[:, :-1], end, out=begins[:, 1:])

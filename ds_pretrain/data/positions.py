@@ -58,7 +58,7 @@ def planning_problems(recipe: Recipe, world_size: int, unprepared: bool) -> Sequ
     try:
         positions = known_positions(recipe)
     except DataError as error:
-        return [Problem("data.train.0.path", str(error))]
+        return [Problem("data.train", str(error))]
     # any length of an epoch will do to check the batches
     stand_in = recipe.data.max_seq_len if unprepared else None
     problems = [*plan_problems(recipe, world_size, positions or stand_in), *function_problems(recipe.schedule)]
@@ -66,8 +66,14 @@ def planning_problems(recipe: Recipe, world_size: int, unprepared: bool) -> Sequ
 
 
 def known_positions(recipe: Recipe) -> int | None:
-    """Positions of one epoch of a recipe's training corpus; None where it is still to be prepared."""
-    path = recipe.data.train[0].path
-    if path is None or not idx_path(Path(path)).is_file():
-        return None
-    return epoch_positions(Path(path), recipe.data.max_seq_len)
+    """Positions of one epoch of a recipe's training corpus: of one pass over each of its sources.
+
+    Returns:
+        None where a source is still to be prepared.
+    """
+    total = 0
+    for source in recipe.data.train:
+        if source.path is None or not idx_path(Path(source.path)).is_file():
+            return None
+        total += epoch_positions(Path(source.path), recipe.data.max_seq_len)
+    return total

@@ -8,6 +8,7 @@ nothing but the seed.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,27 @@ from numpy.typing import NDArray
 
 from ds_pretrain.data.permutation import Permutation
 from ds_pretrain.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where rows lie in a token file; a row that goes over a window's end goes on in the window of the next slot.
+
+    Args:
+        at: number of each row's first token, int64, shape [rows].
+        heads: positions that are read from there on, shape [rows].
+        tails: number of the token at which the remaining positions begin; 0 where none remain; shape [rows].
+    """
+
+    at: NDArray[np.int64]
+    heads: NDArray[np.int64]
+    tails: NDArray[np.int64]
+
+    def __getitem__(self, rows: slice | NDArray[Any]) -> Places:
+        return Places(self.at[rows], self.heads[rows], self.tails[rows])
+
+    def __setitem__(self, rows: NDArray[Any], places: Places) -> None:
+        self.at[rows], self.heads[rows], self.tails[rows] = places.at, places.heads, places.tails
 
 
 class TokenStream:
@@ -42,6 +64,12 @@ class TokenStream:
                 f"and one window needs max_seq_len + 1 = {max_seq_len + 1}; "
                 "give a larger corpus or a shorter max_seq_len"
             )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored tokens."""
+        dtype: np.dtype[Any] = self._tokens.dtype
+        return dtype
 
     @property
     def positions_per_epoch(self) -> int:
@@ -72,44 +100,57 @@ class TokenStream:
             windows[chosen] = order(slots[chosen] - epoch * self.num_windows)
         return windows
 
-    def read(self, starts: NDArray[np.int64], seq_len: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Reads rows of the stream.
+    def locate(self, starts: NDArray[np.int64], seq_len: int) -> Places:
+        """Where rows of the stream lie in the file.
 
         Args:
             starts: stream position at which each row starts, shape [rows].
-            seq_len: positions of a row.
+            seq_len: positions of a row, at most ``max_seq_len``.
+        """
+        if seq_len > self.max_seq_len:
+            raise ValueError(f"seq_len: found {seq_len}; a row has at most max_seq_len = {self.max_seq_len} positions")
+        slots, offsets = np.divmod(starts, self.max_seq_len)
+        heads = np.minimum(self.max_seq_len - offsets, seq_len)
+        crossing = heads < seq_len
+        tails = np.zeros_like(heads)
+        tails[crossing] = self.windows(slots[crossing] + 1) * self.max_seq_len
+        return Places(self.windows(slots) * self.max_seq_len + offsets, heads, tails)
+
+    def read_places(self, places: Places, seq_len: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Reads rows that have been located.
+
+        Args:
+            places: of the rows.
+            seq_len: positions of a row, as located.
 
         Returns:
-            Inputs and targets, each of shape [rows, seq_len]; row r holds the positions from starts[r] on.
+            Inputs and targets, each of shape [rows, seq_len], in the file's type.
         """
-        if not len(starts):
-            return np.empty((0, seq_len), dtype=np.int64), np.empty((0, seq_len), dtype=np.int64)
-        slots, offsets = np.divmod(starts, self.max_seq_len)
-        crossing = offsets + seq_len > self.max_seq_len
-        if not crossing.any():
-            return self._read_inside(self.windows(slots) * self.max_seq_len + offsets, seq_len)
-        inputs = np.empty((len(starts), seq_len), dtype=np.int64)
+        tokens = self._tokens
+        crossing = np.flatnonzero(places.heads < seq_len)
+        if not crossing.size:
+            runs = self._runs(seq_len)[places.at]  # one gather; inputs and targets are two views of it
+            return runs[:, :-1], runs[:, 1:]
+        inputs = np.empty((len(places.at), seq_len), dtype=tokens.dtype)
         targets = np.empty_like(inputs)
-        inside = ~crossing
-        if inside.any():
-            at = self.windows(slots[inside]) * self.max_seq_len + offsets[inside]
-            inputs[inside], targets[inside] = self._read_inside(at, seq_len)
-        inputs[crossing], targets[crossing] = self._read_crossing(slots[crossing], offsets[crossing], seq_len)
+        inside = np.flatnonzero(places.heads == seq_len)
+        runs = self._runs(seq_len)[places.at[inside]]
+        inputs[inside], targets[inside] = runs[:, :-1], runs[:, 1:]
+        for row in crossing.tolist():
+            at, head, tail = (int(part[row]) for part in (places.at, places.heads, places.tails))
+            rest = seq_len - head
+            inputs[row, :head], inputs[row, head:] = tokens[at : at + head], tokens[tail : tail + rest]
+            targets[row, :head], targets[row, head:] = (
+                tokens[at + 1 : at + head + 1],
+                tokens[tail + 1 : tail + rest + 1],
+            )
         return inputs, targets
 
-    def _read_inside(self, at: NDArray[np.int64], seq_len: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows inside one window: one gather of the seq_len + 1 tokens that start at each token of ``at``."""
-        step = self._tokens.strides[0]
-        runs = as_strided(self._tokens, (len(self._tokens) - seq_len, seq_len + 1), (step, step), writeable=False)[at]
-        return runs[:, :-1].astype(np.int64), runs[:, 1:].astype(np.int64)
+    def read(self, starts: NDArray[np.int64], seq_len: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Reads rows of the stream: ``locate``, then ``read_places``."""
+        return self.read_places(self.locate(starts, seq_len), seq_len)
 
-    def _read_crossing(
-        self, slots: NDArray[np.int64], offsets: NDArray[np.int64], seq_len: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows that go on in the next slots' windows: token by token."""
-        positions = offsets[:, None] + np.arange(seq_len)
-        row_slots = slots[:, None] + np.arange(int(positions.max()) // self.max_seq_len + 1)
-        first = self.windows(row_slots) * self.max_seq_len
-        ahead, offset = np.divmod(positions, self.max_seq_len)
-        at = np.take_along_axis(first, ahead, axis=1) + offset
-        return self._tokens[at].astype(np.int64), self._tokens[at + 1].astype(np.int64)
+    def _runs(self, seq_len: int) -> NDArray[Any]:
+        """Every run of seq_len + 1 tokens, by its first: a view, shape [tokens - seq_len, seq_len + 1]."""
+        step = self._tokens.strides[0]
+        return as_strided(self._tokens, (len(self._tokens) - seq_len, seq_len + 1), (step, step), writeable=False)

@@ -14,7 +14,7 @@ from ds_pretrain.schedules import LearningRateSchedule
 from ds_pretrain.schedules.plan_warnings import plan_warnings
 
 # where a stage begins in the stream, or stands in the recipe, is no part of the published plan
-_INTERNAL = {"start_cursor", "positions_per_step", "blocks_per_row", "stated_at"}
+_INTERNAL = {"start_cursor", "positions_per_step", "blocks_per_row", "stated_at", "data_weights"}
 
 
 def plan_document(
@@ -30,7 +30,8 @@ def plan_document(
 
     Returns:
         total_steps, total_tokens, world_size, data_parallel_size, precision, assumed, warnings and stages, each
-        with ``max_lr``, the highest rate that its steps reach, and its DeepSpeed JSON as ``deepspeed_config``.
+        with ``max_lr``, the highest rate that its steps reach, and its DeepSpeed JSON as ``deepspeed_config`` and,
+        where there are several, its sources' shares of the tokens as ``data_shares``.
     """
     schedule = LearningRateSchedule(plan, recipe.schedule)
     return {
@@ -66,6 +67,10 @@ def _stage_document(stage: StagePlan, recipe: Recipe, precision: Precision, max_
         if field.name == "peak_lr":
             # what a step of the stage really comes to, where a curve over the run has fallen, or has yet to rise
             document["max_lr"] = max_lr
+    if len(stage.data_weights) > 1:
+        total = sum(stage.data_weights)
+        pairs = zip(recipe.data.train, stage.data_weights, strict=True)
+        document["data_shares"] = {source.label: weight / total for source, weight in pairs}
     return document | {"deepspeed_config": stage_json(recipe, stage, precision)}
 
 

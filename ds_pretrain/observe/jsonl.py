@@ -47,6 +47,7 @@ STEP_KEYS = (
     "step_seconds",
     "data_seconds",
     "epoch",
+    "epochs",
 )
 VALIDATION_KEYS = ("step", "tokens", "seq_len", "val_loss", "val_perplexity", "source")
 EVENT_KEYS = ("event", "step", "tokens", "time")

@@ -41,6 +41,9 @@ def plan_table(document: dict[str, Any], title: str) -> RenderableType:
         "clip": [f"{stage['grad_clip']:g}" for stage in stages],
         "top": ["all" if (top := stage["trainable_layers"]) is None else str(top) for stage in stages],
     }
+    names = list(stages[0].get("data_shares", ()))
+    if names:
+        columns["mix"] = ["/".join(f"{share:.2g}" for share in stage["data_shares"].values()) for stage in stages]
     # columns that say nothing are left out
     reached = all(stage["max_lr"] >= _REACHED * stage["peak_lr"] for stage in stages)
     if reached:
@@ -60,6 +63,7 @@ def plan_table(document: dict[str, Any], title: str) -> RenderableType:
         f"{document['total_steps']:,} steps, {document['total_tokens']:,} tokens\n"
         "rule: sqrt(batch / 32) x min(2048 / len, 4)"
         + ("" if reached else "\nmax lr: the highest rate that a step of the stage has")
+        + (f"\nmix: {' / '.join(names)}, shares of the tokens" if names else "")
         + ("\ntop: layers below the head that are trained; the others are frozen" if "top" in columns else "")
         + _blocks(document)
     )

@@ -141,7 +141,8 @@ def load_or_create_run_id(run_dir: Path) -> str:
 
 
 def step_row(record: Mapping[str, object]) -> dict[str, object]:
-    """The columns of a step: its numbers under their own names, and ``lr/<group>`` for every group.
+    """The columns of a step: its numbers under their own names, and ``lr/<group>`` for every group and
+    ``epoch/<source>`` for every training source.
 
     Args:
         record: a step's line of ``metrics.jsonl``.
@@ -153,6 +154,8 @@ def step_row(record: Mapping[str, object]) -> dict[str, object]:
     for key, value in record.items():
         if key == "lr_groups" and isinstance(value, Mapping):
             row.update({f"lr/{group}": lr for group, lr in value.items()})
+        elif key == "epochs" and isinstance(value, Mapping):
+            row.update({f"epoch/{source}": epoch for source, epoch in value.items()})
         else:
             row[key] = value
     return _numbers(row)

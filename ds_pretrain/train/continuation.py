@@ -16,7 +16,8 @@ import yaml
 
 from ds_pretrain.config import Recipe, dump_recipe, parse_recipe
 from ds_pretrain.curriculum import Plan, StagePlan, build_plan, plan_problems
-from ds_pretrain.data.rows import StageRows
+from ds_pretrain.data.order import RowOrder
+from ds_pretrain.data.rows import shuffle_block
 from ds_pretrain.errors import RecipeError
 from ds_pretrain.schedules import LearningRateSchedule
 
@@ -53,6 +54,7 @@ _STAGE_FIELDS = (
     "warmup_steps",
     "grad_clip",
     "trainable_layers",
+    "data_weights",
 )
 # learning rates that are compared; more would take seconds on long runs, and the shapes are smooth
 _SAMPLES = 2000
@@ -147,23 +149,19 @@ def _trained_changes(before: Recipe, old: Plan, after: Recipe, new: Plan, step: 
             for field in _STAGE_FIELDS
             if getattr(was, field) != getattr(now, field)
         ]
-        if was.end_step != now.end_step and not _same_rows(before, was, now, step):
+        if was.end_step != now.end_step and not _same_rows(was, now, step):
             lines.append(
                 f"{name}: ends at step {was.end_step} in the run, {now.end_step} now, which would shuffle its rows anew"
             )
     return lines or _rate_changes(before, old, after, new, step)
 
 
-def _same_rows(recipe: Recipe, was: StagePlan, now: StagePlan, step: int) -> bool:
+def _same_rows(was: StagePlan, now: StagePlan, step: int) -> bool:
     """Whether a stage with another end has done the same rows so far, and none of those that are to come."""
-    if step > now.end_step or was.end_step <= step:
+    if step > now.end_step or was.end_step <= step or len(was.data_weights) > 1:  # a mixture's blocks follow the end
         return False
     last = step - was.start_step - 1
-    blocks = [
-        StageRows(recipe.run.seed, stage.index, stage.start_cursor, stage.num_steps, stage.batch_size, 1).block(last)
-        for stage in (was, now)
-    ]
-    return blocks[0] == blocks[1]
+    return shuffle_block(last, was.num_steps) == shuffle_block(last, now.num_steps)
 
 
 def _rate_changes(before: Recipe, old: Plan, after: Recipe, new: Plan, step: int) -> list[str]:
@@ -179,8 +177,10 @@ def _rate_changes(before: Recipe, old: Plan, after: Recipe, new: Plan, step: int
     return []
 
 
-def _positions(plan: Plan) -> int:
-    return plan.stages[-1].cursor_before(plan.total_steps)
+def _positions(plan: Plan) -> int | tuple[int, ...]:
+    """How far the plan reads, in every source."""
+    cursors = RowOrder(plan.stages, 0).cursors(plan.total_steps)
+    return cursors if len(cursors) > 1 else cursors[0]
 
 
 def _is_planned(key: str, recipe: Recipe) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds_pretrain.config import Recipe, Source
+from ds_pretrain.config import Recipe
 from ds_pretrain.data.cache import CachedCorpus, prepare_cached
 from ds_pretrain.data.manifest import Manifest, open_corpus
 from ds_pretrain.data.positions import known_positions
@@ -20,14 +23,14 @@ class Corpus:
     """Where a run's tokens are.
 
     Args:
-        train: prefix of the training token file.
+        train: name and prefix of every training token file.
         validation: name and prefix of every validation token file.
         tokenizer: the tokenizer's folder or name; None for a corpus that names none.
         vocabulary: size and special ids.
         fingerprint: what changes when the training tokens do: their checksum, or their number without a manifest.
     """
 
-    train: Path
+    train: tuple[tuple[str, Path], ...]
     validation: tuple[tuple[str, Path], ...]
     tokenizer: str | None
     vocabulary: Vocabulary
@@ -48,17 +51,27 @@ def resolve_corpus(recipe: Recipe, progress: Progress | None = None) -> Corpus:
         DataError: a file is missing, damaged, or of another vocabulary; or no tokenizer is known.
     """
     prepared = _prepare(recipe, progress)
-    train = prepared.train if prepared is not None else Path(str(recipe.data.train[0].path))
-    validation = [(_name(source), Path(str(source.path))) for source in recipe.data.validation]
-    if prepared is not None and prepared.validation is not None:
-        validation.append(("validation", prepared.validation))
-    tokens, manifest = open_corpus(train)
-    tokenizer = _tokenizer_name(recipe, prepared, manifest, train)
-    vocabulary = _vocabulary(tokenizer, manifest, train)
-    for _, prefix in validation:
-        _check_same_vocabulary(open_corpus(prefix)[1], vocabulary, prefix)
-    fingerprint = manifest.bin_sha256 if manifest is not None else f"{tokens.num_tokens} tokens"
-    return Corpus(train, tuple(validation), tokenizer, vocabulary, fingerprint)
+    train, validation = [], [(source.label, Path(str(source.path))) for source in recipe.data.validation]
+    for source, cached in zip(recipe.data.train, prepared, strict=True):
+        train.append((source.label, Path(str(source.path)) if cached is None else cached.train))
+        if cached is not None and cached.validation is not None:
+            alone = sum(cached is not None for cached in prepared) == 1
+            validation.append(("validation" if alone else source.label, cached.validation))
+    prefixes = [prefix for _, prefix in train]
+    corpora = [open_corpus(prefix) for prefix in prefixes]
+    described = next((number for number, (_, manifest) in enumerate(corpora) if manifest is not None), 0)
+    prefix, manifest = prefixes[described], corpora[described][1]
+    made = next((cached for cached in prepared if cached is not None), None)
+    tokenizer = made.tokenizer if made is not None else _tokenizer_name(recipe, manifest, prefix)
+    vocabulary = _vocabulary(tokenizer, manifest, prefix)
+    for other, (_, found) in zip(prefixes, corpora, strict=True):
+        _check_same_tokenizer(manifest, prefix, found, other)
+    for other in (*prefixes, *(prefix for _, prefix in validation)):
+        _check_same_vocabulary(open_corpus(other)[1], vocabulary, other)
+    fingerprints = [
+        found.bin_sha256 if found is not None else f"{tokens.num_tokens} tokens" for tokens, found in corpora
+    ]
+    return Corpus(tuple(train), tuple(validation), tokenizer, vocabulary, _joined(fingerprints))
 
 
 def known_vocabulary(recipe: Recipe) -> Vocabulary | None:
@@ -71,34 +84,45 @@ def known_vocabulary(recipe: Recipe) -> Vocabulary | None:
         return None
     train = Path(str(recipe.data.train[0].path))
     manifest = open_corpus(train)[1]
-    return _vocabulary(_tokenizer_name(recipe, None, manifest, train), manifest, train)
+    return _vocabulary(_tokenizer_name(recipe, manifest, train), manifest, train)
 
 
-def _prepare(recipe: Recipe, progress: Progress | None) -> CachedCorpus | None:
-    source = recipe.data.train[0]
-    if source.text is None:
-        return None
-    assert recipe.tokenizer is not None
-    training = recipe.tokenizer.train
-    return prepare_cached(
-        source.text,
-        tokenizer_path=recipe.tokenizer.path,
-        train_vocab_size=training.vocab_size if training else None,
-        min_frequency=training.min_frequency if training else 2,
-        validation_fraction=recipe.data.validation_fraction,
-        cache_dir=Path(recipe.data.cache_dir),
-        progress=progress,
-    )
+def _prepare(recipe: Recipe, progress: Progress | None) -> list[CachedCorpus | None]:
+    """Prepares every text source; a tokenizer that is to be trained is trained on the first, and serves the others."""
+    prepared: list[CachedCorpus | None] = []
+    trained: str | None = None
+    for source in recipe.data.train:
+        if source.text is None:
+            prepared.append(None)
+            continue
+        assert recipe.tokenizer is not None
+        training = recipe.tokenizer.train if trained is None else None
+        cached = prepare_cached(
+            source.text,
+            tokenizer_path=trained or recipe.tokenizer.path,
+            train_vocab_size=training.vocab_size if training else None,
+            min_frequency=training.min_frequency if training else 2,
+            validation_fraction=recipe.data.validation_fraction,
+            cache_dir=Path(recipe.data.cache_dir),
+            progress=progress,
+        )
+        if recipe.tokenizer.train is not None:
+            trained = str(cached.tokenizer)
+        prepared.append(cached)
+    return prepared
 
 
-def _tokenizer_name(
-    recipe: Recipe, prepared: CachedCorpus | None, manifest: Manifest | None, prefix: Path
-) -> str | None:
-    if prepared is not None:
-        return str(prepared.tokenizer)
+def _tokenizer_name(recipe: Recipe, manifest: Manifest | None, prefix: Path) -> str | None:
     if recipe.tokenizer is not None and recipe.tokenizer.path is not None:
         return recipe.tokenizer.path
     return manifest.tokenizer_path(prefix) if manifest is not None else None
+
+
+def _joined(fingerprints: Sequence[str]) -> str:
+    """One for all sources, in their order; a single source's is its own."""
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    return hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()
 
 
 def _vocabulary(tokenizer: str | None, manifest: Manifest | None, prefix: Path) -> Vocabulary:
@@ -120,13 +144,26 @@ def _vocabulary(tokenizer: str | None, manifest: Manifest | None, prefix: Path) 
     return known
 
 
+def _check_same_tokenizer(one: Manifest | None, prefix: Path, other: Manifest | None, other_prefix: Path) -> None:
+    if one is None or other is None or one is other:
+        return
+    vocabularies = [_token_ids(one, prefix), _token_ids(other, other_prefix)]
+    if one.vocab_size != other.vocab_size or (None not in vocabularies and vocabularies[0] != vocabularies[1]):
+        raise DataError(
+            f"{other_prefix}: made with another tokenizer than {prefix} ({other.tokenizer}, {other.vocab_size} ids, "
+            f"and {one.tokenizer}, {one.vocab_size}); sources of one mixture need one: prepare both with the same"
+        )
+
+
+def _token_ids(manifest: Manifest, prefix: Path) -> object:
+    """What a tokenizer's file says of its token ids; None where there is no such file here."""
+    file = Path(manifest.tokenizer_path(prefix), "tokenizer.json")
+    return json.loads(file.read_text(encoding="utf-8"))["model"].get("vocab") if file.is_file() else None
+
+
 def _check_same_vocabulary(manifest: Manifest | None, vocabulary: Vocabulary, prefix: Path) -> None:
     if manifest is not None and manifest.vocab_size > vocabulary.size:
         raise DataError(
             f"{prefix}: made with a vocabulary of {manifest.vocab_size}, but the training corpus has "
             f"{vocabulary.size}; prepare both with the same tokenizer"
         )
-
-
-def _name(source: Source) -> str:
-    return Path(str(source.path)).name

@@ -105,13 +105,14 @@ def _masking(recipe: Recipe, corpus: Corpus) -> Masking:
 
 
 def _document_end(corpus: Corpus) -> int:
-    manifest = open_corpus(corpus.train)[1]
+    prefixes = [prefix for _, prefix in (*corpus.train, *corpus.validation)]
+    manifest = next((found for found in (open_corpus(prefix)[1] for prefix in prefixes) if found is not None), None)
     if manifest is not None:
         end = manifest.eos_id
     else:
         assert corpus.tokenizer is not None  # or there would be no vocabulary
         end = end_of_document_id(load_tokenizer(corpus.tokenizer))
-    for prefix in (corpus.train, *(prefix for _, prefix in corpus.validation)):
+    for prefix in prefixes:
         _check_ends(prefix, end)
     return end
 

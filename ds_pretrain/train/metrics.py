@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ds_pretrain.curriculum import StagePlan
@@ -33,8 +33,8 @@ def step_record(
     loss_ratio: float | None,
     times: StepTimes,
     peak_tokens_per_second: float | None,
-    positions_per_epoch: int,
-    skipped_positions: int,
+    cursors: Sequence[int],
+    epoch_positions: Mapping[str, int],
 ) -> dict[str, object]:
     """Everything a step line holds.
 
@@ -49,8 +49,8 @@ def step_record(
         loss_ratio: loss over the stage's lowest before it.
         times: seconds of the step.
         peak_tokens_per_second: peak FLOP/s of all ranks over FLOPs per token; None where not known.
-        positions_per_epoch: length of an epoch, in positions.
-        skipped_positions: data that rollbacks left out.
+        cursors: positions of every source that are consumed, or left out by rollbacks, after this step.
+        epoch_positions: length of an epoch of every source, by name, in positions.
 
     Returns:
         The record, in the order of the file.
@@ -77,5 +77,8 @@ def step_record(
         "mfu": None if peak_tokens_per_second is None else tokens_per_second / peak_tokens_per_second,
         "step_seconds": times.step,
         "data_seconds": times.data,
-        "epoch": (stage.cursor_before(step) + skipped_positions) / positions_per_epoch,
+        "epoch": sum(cursors) / sum(epoch_positions.values()),
+        "epochs": {
+            name: cursor / length for cursor, (name, length) in zip(cursors, epoch_positions.items(), strict=True)
+        },
     }

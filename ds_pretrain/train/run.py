@@ -171,7 +171,7 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
         learned_positions=has_learned_positions(model) and not positions_run_on(recipe),
         evaluator=_evaluator(setup, ranks) if setup.corpus.validation else None,
         corpus=setup.corpus.fingerprint,
-        positions_per_epoch=setup.positions,
+        epoch_positions=setup.positions,
         peak_flops=None if peak is None else peak * ranks.world_size,
         flops_per_token={stage.seq_len: _flops(setup, model, stage.seq_len) for stage in setup.plan.stages},
         min_loss_scale=setup.min_loss_scale,

@@ -68,7 +68,7 @@ def check_corpus(folder: Path, recipe: Recipe, saved: str, corpus: str) -> None:
     """
     if saved != corpus:
         raise CheckpointError(
-            f"{folder} was trained on other tokens than {recipe.data.train[0].text or recipe.data.train[0].path} now "
+            f"{folder} was trained on other tokens than {', '.join(source.label for source in recipe.data.train)} now "
             f"holds ({saved} then, {corpus} now); bring the old text or token files back, or start a new run "
             "with run.name=…"
         )

@@ -12,7 +12,7 @@ from ds_pretrain.curriculum import Plan, StagePlan, build_plan
 from ds_pretrain.curriculum.skips import Skip
 from ds_pretrain.curriculum.unfreezing import widest
 from ds_pretrain.data.inputs import InputFormat
-from ds_pretrain.data.loader import StepLoader
+from ds_pretrain.data.loader import BatchReader, StepLoader
 from ds_pretrain.data.manifest import open_corpus
 from ds_pretrain.data.positions import epoch_positions
 from ds_pretrain.data.stream import TokenStream
@@ -55,7 +55,7 @@ class Setup:
         recipe, plan, precision, corpus: what is trained.
         config: the model's transformers config.
         groups: what ``group_rows`` tells of the parameter groups.
-        positions: positions of one epoch of the training corpus.
+        positions: positions of one epoch of every training source, by name.
         input_format: what the model is fed.
         folder: the run's folder.
         start: where the run begins, or goes on.
@@ -68,7 +68,7 @@ class Setup:
     corpus: Corpus
     config: PretrainedConfig
     groups: list[dict[str, Any]]
-    positions: int
+    positions: dict[str, int]
     input_format: InputFormat
     folder: Path
     start: Start
@@ -108,8 +108,8 @@ def prepare_run(recipe: Recipe, ranks: Ranks, stop: StopRequest, fresh: bool = F
         Stopped: likewise.
     """
     corpus = on_main(ranks, lambda: _corpus(recipe, stop))
-    positions = epoch_positions(corpus.train, recipe.data.max_seq_len)
-    plan = build_plan(recipe, ranks.world_size, positions)
+    positions = {name: epoch_positions(prefix, recipe.data.max_seq_len) for name, prefix in corpus.train}
+    plan = build_plan(recipe, ranks.world_size, sum(positions.values()))
     precision = device_precision(recipe.precision)
     problems = [*extra_problems(recipe, plan.stages[0], precision), *attention_problems(recipe, ranks.device.type)]
     if problems:
@@ -119,7 +119,7 @@ def prepare_run(recipe: Recipe, ranks: Ranks, stop: StopRequest, fresh: bool = F
     config = model_config(recipe.model, corpus.vocabulary, recipe.data.max_seq_len)
     groups = group_rows(meta_model(recipe.model, config), recipe, plan, find_layers=recipe.divides_parameters)
     folder = run_folder(recipe)
-    start = Start() if fresh else find_start(recipe, plan, precision, corpus, positions, folder, ranks)
+    start = Start() if fresh else find_start(recipe, plan, precision, corpus, sum(positions.values()), folder, ranks)
     return Setup(
         recipe, plan, precision, corpus, config, groups, positions, fed, folder, start,
         (
@@ -198,29 +198,26 @@ def open_loader(
         first_step: step to begin with, from 0.
         skips: what rollbacks have left out, in their order.
     """
-    data = setup.recipe.data
-    tokens, _ = open_corpus(setup.corpus.train)
-    return StepLoader(
-        TokenStream(tokens.tokens, data.max_seq_len, setup.recipe.run.seed),
+    data, seed = setup.recipe.data, setup.recipe.run.seed
+    tokens = [open_corpus(prefix)[0].tokens for _, prefix in setup.corpus.train]
+    reader = BatchReader(
+        [TokenStream(source, data.max_seq_len, seed) for source in tokens],
         stages,
-        seed=setup.recipe.run.seed,
+        seed=seed,
         rank=ranks.rank,
         data_parallel_size=setup.plan.data_parallel_size,
-        first_step=first_step,
-        total_steps=stages[-1].end_step,
-        sequence_mode=data.sequence_mode,
-        prefetch=data.prefetch_steps,
-        pin_memory=ranks.device.type == "cuda",
         skips=skips,
         input_format=setup.input_format,
+        pin_memory=ranks.device.type == "cuda",
     )
+    return StepLoader(reader, first_step=first_step, total_steps=stages[-1].end_step, prefetch=data.prefetch_steps)
 
 
 def _corpus(recipe: Recipe, stop: StopRequest) -> Corpus:
-    text = recipe.data.train[0].text
-    if text is None:
+    texts = [source.text for source in recipe.data.train if source.text is not None]
+    if not texts:
         return resolve_corpus(recipe)
-    print(f"corpus: {text}, prepared once and kept in {recipe.data.cache_dir}", flush=True)
+    print(f"corpus: {', '.join(texts)}, prepared once and kept in {recipe.data.cache_dir}", flush=True)
     with stop.at_once(), prepare_progress() as progress:
         return resolve_corpus(recipe, progress)
 

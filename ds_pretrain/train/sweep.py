@@ -139,6 +139,6 @@ def _counted(micro_batches: Iterable[MicroBatch], vocab_size: int) -> NDArray[np
     """How often each token is a target."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for micro in micro_batches:
-        targets = micro.targets.numpy().reshape(-1)
+        targets = micro.targets.numpy().reshape(-1).astype(np.int64)
         counts += np.bincount(targets[targets >= 0], minlength=vocab_size)
     return counts

@@ -10,7 +10,7 @@ from typing import Any
 
 from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import Plan, StagePlan
-from ds_pretrain.curriculum.skips import Skip, cursor_before, skipped_positions
+from ds_pretrain.curriculum.skips import Skip, cursor_before
 from ds_pretrain.curriculum.unfreezing import fresh_share
 from ds_pretrain.data.loader import StepLoader
 from ds_pretrain.engine.build import Engine
@@ -80,7 +80,7 @@ class Job:
         learned_positions: whether the model learns its position embeddings, of which short stages train the first.
         evaluator: None where there is no validation corpus.
         corpus: fingerprint of the training tokens.
-        positions_per_epoch: length of an epoch of the training corpus.
+        epoch_positions: length of an epoch of every training source, by name.
         peak_flops: peak FLOP/s of all ranks; None where not known.
         flops_per_token: model FLOPs of a token, by sequence length.
         min_loss_scale: minimum of a dynamic fp16 loss scale; None otherwise.
@@ -98,7 +98,7 @@ class Job:
     learned_positions: bool
     evaluator: Evaluator | None
     corpus: str
-    positions_per_epoch: int
+    epoch_positions: dict[str, int]
     peak_flops: float | None
     flops_per_token: dict[int, float]
     min_loss_scale: float | None
@@ -125,6 +125,7 @@ class Trainer:
         self.plateau = position.plateau
         self.history = position.history
         self.stopped = False
+        self.cursors: tuple[int, ...] = ()
         # full-length validation loss of the present step, where it tells which checkpoint is best
         self.val_loss: float | None = None
         self.saving = Saving(
@@ -172,6 +173,7 @@ class Trainer:
         while self.step < plan.total_steps and not self.stopped:
             began = time.monotonic()
             batch = next(loader)
+            self.cursors = batch.cursors
             data_seconds = time.monotonic() - began
             if stage is None or batch.stage != stage.index:
                 stage = self._enter(batch.stage)
@@ -259,8 +261,8 @@ class Trainer:
                 verdict.loss_ratio,
                 times,
                 self._peak_tokens_per_second(stage),
-                self.job.positions_per_epoch,
-                skipped_positions(self.job.plan.stages, self.history.skips),
+                self.cursors,
+                self.job.epoch_positions,
             )
             self.job.tracker.log_metrics(record)
             if self.job.progress is not None:

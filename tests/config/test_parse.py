@@ -17,7 +17,7 @@ ROOT_KEYS = (
 )
 STAGE_KEYS = (
     "step, tokens, fraction, seq_len, batch_size, micro_batch_size, lr_multiplier, peak_lr, warmup_steps, "
-    "grad_clip, trainable_layers"
+    "grad_clip, data_weights, trainable_layers"
 )
 ONE_TOTAL = "needs exactly one of total_steps, total_tokens, total_epochs"
 
@@ -99,7 +99,7 @@ BAD = [
     ("model.pretrained=x", "model: needs exactly one of architecture, pretrained; found architecture and pretrained"),
     ("tokenizer={}", "tokenizer: needs exactly one of path, train; found none"),
     ("data.train=[]", "data.train: found []; allowed: at least 1 item"),
-    ("data.train={pth: a}", "data.train.0.pth: unknown key; allowed: path, text, weight (did you mean 'path'?)"),
+    ("data.train={pth: a}", "data.train.0.pth: unknown key; allowed: path, text, name, weight (did you mean 'path'?)"),
     ("data.train={weight: 2}", "data.train.0: needs exactly one of path, text; found none"),
     (
         "data.train={text: a}",

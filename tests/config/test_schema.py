@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from ds_pretrain.config import Recipe, load_recipe, parse_recipe
 from ds_pretrain.config.base import Section
-from ds_pretrain.errors import RecipeError
 
 FULL = Path(__file__).with_name("full.yaml")
 
@@ -104,8 +103,8 @@ def test_sections_do_not_share_mutable_defaults() -> None:
 
 
 def test_a_plain_string_is_a_source() -> None:
-    with pytest.raises(RecipeError, match="found 2 sources"):
-        parse_recipe({**MINIMAL, "data": {"train": ["a", {"path": "b"}]}})
+    recipe = parse_recipe({**MINIMAL, "data": {"train": ["a", {"path": "b"}]}})
+    assert [source.path for source in recipe.data.train] == ["a", "b"]
     recipe = parse_recipe({**MINIMAL, "data": {"train": {"path": "a"}, "validation": "b"}})
     assert [source.path for source in (*recipe.data.train, *recipe.data.validation)] == ["a", "b"]
 

@@ -12,7 +12,6 @@ from ds_pretrain.errors import RecipeError
 
 REFUSED = [
     "model.compile=true",
-    "data.train=[a, b]",
     "tracking.tensorboard=true",
 ]
 ACCEPTED = [

@@ -42,6 +42,7 @@ STEP: dict[str, object] = {
     "step_seconds": 0.33,
     "data_seconds": 0.001,
     "epoch": 0,
+    "epochs": {"mine": 0.25},
 }
 STEP_ROW = {
     "step": 1,
@@ -63,6 +64,7 @@ STEP_ROW = {
     "step_seconds": 0.33,
     "data_seconds": 0.001,
     "epoch": 0,
+    "epoch/mine": 0.25,
 }
 VALIDATION: dict[str, object] = {
     "step": 1,

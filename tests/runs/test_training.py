@@ -27,9 +27,10 @@ CASES = [(zero, precision) for zero in (1, 2, 3) for precision in ("fp32", "bf16
 
 
 @pytest.fixture(scope="module")
-def runs(train_many: Many, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(train_many: Many, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     output = f"run.output_dir={folder}"
+    mixture = [f"data.train=[{{path: {corpus}, name: much, weight: 3}}, {{path: {corpus}-val, name: little}}]"]
     variants = [
         [output, f"run.name=zero{zero}-{precision}", f"deepspeed.zero_stage={zero}", f"precision={precision}"]
         for zero, precision in CASES
@@ -40,8 +41,18 @@ def runs(train_many: Many, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for kind, more in (("lion", []), ("muon", ["optimizer.adam_multiplier=1.0"]))
         for zero in (1, 2)
     ]
-    train_many(2, [*variants, [output, "run.name=zero0", "deepspeed.zero_stage=0"], wandb, *others])
-    train_many(1, [[output, "run.name=one-rank"], [*others[0], "run.name=one-lion"], [*others[2], "run.name=one-muon"]])
+    mixed = [output, "run.name=mixed", *mixture]
+    train_many(2, [*variants, [output, "run.name=zero0", "deepspeed.zero_stage=0"], wandb, *others, mixed])
+    one_mixed = [output, "run.name=one-mixed", *mixture]
+    train_many(
+        1,
+        [
+            [output, "run.name=one-rank"],
+            one_mixed,
+            [*others[0], "run.name=one-lion"],
+            [*others[2], "run.name=one-muon"],
+        ],
+    )
     return folder
 
 
@@ -148,6 +159,23 @@ def test_the_first_batch_is_the_loaders(runs: Path, base: Path, corpus: Path) ->
     rows = torch.cat([micro.input_ids for micro in whole.micro_batches])
     dealt = [half.micro_batches[m].input_ids for m in range(len(halves[0].micro_batches)) for half in halves]
     assert torch.equal(rows, torch.cat(dealt))
+
+
+def test_a_mixture_tells_how_often_each_source_was_seen_whatever_the_ranks(runs: Path, corpus: Path) -> None:
+    lengths = {
+        name: (open_corpus(prefix)[0].num_tokens - 1) // 64 * 64
+        for name, prefix in (("much", corpus), ("little", corpus.with_name(f"{corpus.name}-val")))
+    }
+    for name in ("mixed", "one-mixed"):
+        for line in steps(runs / name):
+            read = {source: round(line["epochs"][source] * length) for source, length in lengths.items()}
+            assert sum(read.values()) == line["tokens"]
+            assert abs(read["little"] - line["tokens"] / 4) <= 64  # a window
+            assert line["epoch"] == pytest.approx(line["tokens"] / sum(lengths.values()))
+    losses = [[line["loss"] for line in steps(runs / name)] for name in ("mixed", "one-mixed")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    shares = [stage["data_shares"] for stage in json.loads((runs / "mixed/plan.json").read_text())["stages"]]
+    assert shares == [{"much": 0.75, "little": 0.25}] * 3
 
 
 def test_wandb_holds_every_line_of_the_metrics(runs: Path) -> None:

@@ -85,7 +85,7 @@ def corpus(prefix: Path, documents: list[list[int]]) -> Corpus:
         for document in documents:
             writer.append(np.array(document, dtype=np.uint16))
     save_tokenizer(train_tokenizer([("words", 1.0)], TokenizerTraining(258)), prefix.parent / "tokenizer")
-    return Corpus(prefix, (), str(prefix.parent / "tokenizer"), Vocabulary(258, 0), "")
+    return Corpus((("ended", prefix),), (), str(prefix.parent / "tokenizer"), Vocabulary(258, 0), "")
 
 
 def test_documents_are_told_by_the_token_that_ends_them(tmp_path: Path) -> None:
