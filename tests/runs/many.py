@@ -27,7 +27,7 @@ def main() -> None:
         get_accelerator().is_fp16_supported = lambda: True
     ranks = start_ranks(120.0)
     for files, overrides in jobs["runs"]:
-        if overrides[0].startswith("remove:"):
+        if overrides and overrides[0].startswith("remove:"):
             barrier()
             if ranks.is_main:
                 shutil.rmtree(overrides[0].removeprefix("remove:"))
