@@ -11,7 +11,7 @@ import numpy as np
 from ds_pretrain.curriculum import StagePlan
 from ds_pretrain.data.indexed import bin_path
 from ds_pretrain.data.manifest import open_corpus
-from ds_pretrain.data.rows import StageRows
+from ds_pretrain.data.order import RowOrder
 from ds_pretrain.data.stream import TokenStream
 
 
@@ -31,15 +31,13 @@ def poison(corpus: Path, to: Path, stages: Sequence[StagePlan], steps: Iterable[
     for folder in corpus.parent.glob(f"{corpus.name}-tokenizer"):
         shutil.copytree(folder, to.parent / folder.name, dirs_exist_ok=True)
     tokens, _ = open_corpus(corpus)
-    stream = TokenStream(tokens.tokens, window, seed)
+    stream, order = TokenStream(tokens.tokens, window, seed), RowOrder(stages, seed)
     poisoned = np.memmap(bin_path(to), dtype=tokens.tokens.dtype, mode="r+")
     rare = np.bincount(np.asarray(tokens.tokens, dtype=np.int64)).argsort()[:100]
     generator = np.random.default_rng(seed)
     for step in steps:
         stage = next(stage for stage in stages if step < stage.end_step)
-        rows = StageRows(seed, stage.index, stage.start_cursor, stage.num_steps, stage.batch_size, stage.seq_len)
-        starts = rows.starts(step - stage.start_step)
-        slots, offsets = np.divmod(starts, window)
-        for at in stream.windows(slots) * window + offsets:
+        _, starts = order.rows(range(step, step + 1), np.arange(stage.rows_per_step))
+        for at in stream.locate(starts, stage.seq_len).at:
             poisoned[at : at + stage.seq_len + 1] = generator.choice(rare, stage.seq_len + 1)
     poisoned.flush()

@@ -95,7 +95,10 @@ def is_good(folder: Path, sound_step: int) -> bool:
         sound_step: the last step after which, as is known now, nothing was wrong.
     """
     state = known_state(folder)
-    return bool(state) and state.get("guard", {}).get("sound_step") == state["step"] <= sound_step
+    step, guard = state.get("step"), state.get("guard")
+    if not isinstance(step, int) or not isinstance(guard, dict):
+        return False
+    return guard.get("sound_step") == step <= sound_step
 
 
 def last_good(found: Mapping[int, Path], sound_step: int) -> int | None:

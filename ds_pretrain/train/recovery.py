@@ -40,7 +40,7 @@ def read_history(folder: Path) -> RollbackHistory:
         CheckpointError: the file cannot be read.
     """
     path = folder / RECOVERY
-    histories = [_parsed(state) for _, found in list_checkpoints(folder / CHECKPOINTS) if (state := known_state(found))]
+    histories = [_known(known_state(found)) for _, found in list_checkpoints(folder / CHECKPOINTS)]
     if path.exists():
         try:
             histories.append(RollbackHistory.from_json(json.loads(path.read_text(encoding="utf-8"))))
@@ -55,7 +55,8 @@ def read_history(folder: Path) -> RollbackHistory:
 def is_rejected(folder: Path, history: RollbackHistory) -> bool:
     """Whether a rollback has left a checkpoint behind; one that cannot be read is left to its checksums."""
     state = known_state(folder)
-    return bool(state) and history.rejects(state["step"], _parsed(state).count)
+    step = state.get("step")
+    return isinstance(step, int) and history.rejects(step, _known(state).count)
 
 
 def set_rejected_aside(checkpoints: Path, history: RollbackHistory) -> None:
@@ -127,5 +128,9 @@ def unlogged(folder: Path, history: RollbackHistory) -> tuple[Rollback, ...]:
     return history.rollbacks[sum(event.get("event") == "rollback" for event in events) :]
 
 
-def _parsed(state: Mapping[str, Any]) -> RollbackHistory:
-    return RollbackHistory.from_json(state.get("recovery", {"rollbacks": []}))
+def _known(state: Mapping[str, Any]) -> RollbackHistory:
+    """The copy in a checkpoint; nothing where it is damaged, which its checksums will tell."""
+    try:
+        return RollbackHistory.from_json(state["recovery"])
+    except (KeyError, TypeError, AttributeError):
+        return RollbackHistory()

@@ -56,8 +56,9 @@ def install(fault: dict[str, Any] | None, ranks: Ranks) -> None:
             pending.clear()
             with torch.no_grad():
                 weight = engine.module.model.model.layers[1].mlp.up_proj.weight
-                # under ZeRO 3 this rank's part of it
-                getattr(weight, "ds_tensor", weight).data.fill_(float("nan"))
+                # at ZeRO 3 this rank's part of it, and the whole where that is kept
+                for tensor in (weight.data, getattr(weight, "ds_tensor", weight).data):
+                    tensor.fill_(float("nan"))
         return _train_batch(engine, batch, *arguments)
 
     trainer.train_batch = train_batch

@@ -21,7 +21,7 @@ from ds_pretrain.schedules import LearningRateSchedule
 from ds_pretrain.train.export import export_run
 
 ZERO_STAGES = (1, 2, 3)
-LIMIT_SECONDS = 600  # fourteen runs in one launch
+LIMIT_SECONDS = 1200  # fourteen runs in one launch
 STAGES = (
     "curriculum.stages=[{step: 0, seq_len: 16, batch_size: 24, warmup_steps: 2}, "
     "{step: 24, seq_len: 32, batch_size: 8, lr_multiplier: 0.5, warmup_steps: 2}]"
@@ -31,7 +31,7 @@ LAYERS = (
     "{step: 24, seq_len: 32, batch_size: 8, lr_multiplier: 0.5, warmup_steps: 2}]"
 )
 COMMON = [
-    "curriculum.total_steps=36",
+    "curriculum.total_steps=30",
     STAGES,
     "evaluation.every_steps=null",
     "checkpoint.every_steps=6",
@@ -44,7 +44,7 @@ GRID = ["safety.rollback_lr_factor=0.01", "safety.max_consecutive_bad_steps=3"]
 
 
 def poisoned(base: Path, corpus: Path, to: Path, stages: str, bad: range) -> str:
-    recipe = load_recipe([base], ["curriculum.total_steps=36", stages])
+    recipe = load_recipe([base], ["curriculum.total_steps=30", stages])
     poison(corpus, to, build_plan(recipe).stages, bad, recipe.run.seed, recipe.data.max_seq_len)
     return f"data.train={to}"
 
@@ -144,7 +144,7 @@ def test_a_poisoned_stretch_is_left_out(runs: Path, name: str) -> None:
     assert rollback["step"] == first[-1]["step"] > 24
     assert rollback["to_step"] == 18
     assert "not back below" in rollback["reason"]
-    assert [line["step"] for line in second] == list(range(19, 37))
+    assert [line["step"] for line in second] == list(range(19, 31))
     # no spike in what was read instead
     limit = 1.5 * max(line["loss"] for line in first[12:18])
     assert all(line["loss"] < limit for line in second)
@@ -159,12 +159,20 @@ def test_a_poisoned_stretch_is_left_out(runs: Path, name: str) -> None:
     assert recovery["rollbacks"][0]["target_step"] == 18
     # the checkpoint taken meanwhile was renamed, and then taken again
     kept = {path.name for path in (run / "checkpoints").iterdir()}
-    assert kept == {"rejected_step_00000024", "step_00000036"}
-    state = json.loads((run / "checkpoints/step_00000036/state.json").read_text(encoding="utf-8"))
-    assert state["guard"]["sound_step"] == 36
+    assert kept == {"rejected_step_00000024", "step_00000030"}
+    state = json.loads((run / "checkpoints/step_00000030/state.json").read_text(encoding="utf-8"))
+    assert state["guard"]["sound_step"] == 30
     plan = build_plan(load_recipe([run / "config.yaml"]), 2)
     taken_back = plan.stages[1].cursor_before(rollback["step"]) - plan.stages[0].cursor_before(18)
-    assert state["cursor"] == plan.stages[1].cursor_before(36) + taken_back
+    assert state["cursor"] == plan.stages[1].cursor_before(30) + taken_back
+
+
+def test_validation_is_compared_with_training_at_equal_length(runs: Path) -> None:
+    gaps = [event["val_gap"] for event in events(runs / "plateau", "evaluation")]
+    assert gaps[:2] == [None, None]  # no average of ten steps yet
+    known = [gap for gap in gaps if gap is not None]
+    assert len(known) >= 3
+    assert all(abs(gap) < 4.0 for gap in known)
 
 
 @pytest.mark.parametrize("zero", ZERO_STAGES)
@@ -174,7 +182,7 @@ def test_a_rate_a_hundred_times_too_high_is_lowered(runs: Path, zero: int) -> No
     assert rollback["to_step"] <= 6
     first, second = passes(run)
     assert second[0]["step"] == rollback["to_step"] + 1
-    assert second[-1]["step"] == 36
+    assert second[-1]["step"] == 30
     assert max(line["loss"] for line in first if line["loss"] is not None) > 1.5 * first[0]["loss"]
     # a sane rate, and it learns
     assert max(line["lr"] for line in second) == pytest.approx(1e-2)
@@ -192,7 +200,7 @@ def test_a_layer_that_turns_nan_on_one_rank_is_restored(runs: Path, zero: int) -
     assert [event["step"] for event in events(run, "bad_step")] == [17, 18, 19, 20]
     # damped at once
     assert first[17]["lr"] == pytest.approx(0.5 * planned(run, 17), rel=1e-12)
-    assert second[-1]["step"] == 36
+    assert second[-1]["step"] == 30
     assert second[-1]["loss"] < first[0]["loss"] - 0.5
 
 
@@ -201,7 +209,7 @@ def test_no_more_rollbacks_than_allowed(runs: Path) -> None:
     (line,) = [line for line in output.splitlines() if line.startswith("FAILED")]
     assert "The run has gone back 0 times (safety.max_rollbacks is 0) and stops here" in line
     assert not (runs / "limit/recovery.json").exists()
-    assert steps(runs / "limit")[-1]["step"] < 36
+    assert steps(runs / "limit")[-1]["step"] < 30
 
 
 def test_a_run_killed_around_its_rollback_ends_as_the_unbroken_one(runs: Path, base: Path, tmp_path: Path) -> None:
@@ -234,4 +242,4 @@ def test_a_run_killed_around_its_rollback_ends_as_the_unbroken_one(runs: Path, b
         (resumed,) = events(tmp_path / name, "resume")
         assert resumed["step"] == 18
         kept = {path.name for path in (tmp_path / name / "checkpoints").iterdir()}
-        assert kept == {"rejected_step_00000024", "step_00000036"}
+        assert kept == {"rejected_step_00000024", "step_00000030"}

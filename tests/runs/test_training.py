@@ -186,3 +186,9 @@ def test_wandb_holds_every_line_of_the_metrics(runs: Path) -> None:
     assert rows(list(records(path))) == [
         validation_row(line) if "val_loss" in line else step_row(line) for line in lines
     ]
+
+
+def test_the_guards_leave_healthy_runs_alone(runs: Path) -> None:
+    for path in runs.glob("*/events.jsonl"):
+        names = {json.loads(line)["event"] for line in path.read_text(encoding="utf-8").splitlines()}
+        assert not names & {"spike", "bad_step", "rollback"}, path

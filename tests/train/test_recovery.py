@@ -87,9 +87,17 @@ def test_what_was_saved_before_a_rollback_and_after_its_target_never_counts_agai
 
 def test_a_checkpoint_that_cannot_be_read_is_left_to_its_checksums(tmp_path: Path) -> None:
     folder = save(tmp_path, 120)
-    (folder / STATE).write_text("torn", encoding="utf-8")
-    assert not is_rejected(folder, ONE)
-    assert not is_good(folder, 200)
+    for text in (
+        "torn",
+        "{}",
+        '{"step": "x"}',
+        '{"step": 90, "guard": [], "recovery": []}',
+        '{"step": 90, "recovery": {}}',
+    ):
+        (folder / STATE).write_text(text, encoding="utf-8")
+        assert not is_rejected(folder, ONE)
+        assert not is_good(folder, 200)
+        assert read_history(tmp_path) == NONE
 
 
 def test_good_is_what_was_sound_when_saved_and_is_not_doubted_since(tmp_path: Path) -> None:
