@@ -241,7 +241,7 @@ def test_the_code_that_a_pretrained_folder_brings_is_not_run_unless_asked_for(pr
     }
     (evil / "config.json").write_text(json.dumps(config))
     with pytest.raises(RecipeError, match=r"model\.pretrained"):
-        model_config(Model(pretrained=str(evil)), Vocabulary(64), 32)
+        model_config(Model(pretrained=str(evil)), VOCABULARY, 16)
     assert not ran.exists()
-    model_config(Model(pretrained=str(evil), trust_remote_code=True), Vocabulary(64), 32)
+    model_config(Model(pretrained=str(evil), trust_remote_code=True), VOCABULARY, 16)
     assert ran.exists()

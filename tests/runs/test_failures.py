@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 from launches import LAUNCH_SECONDS, ROOT, Many, deepspeed_command
@@ -57,3 +60,17 @@ def test_resume_must_and_never_are_kept(train_many: Many, tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
     refused = train_many(1, [[output], [output, "checkpoint.resume=never"]], expected=1)
     assert "checkpoint.resume: found never, but" in refused.stderr
+
+
+def test_a_port_that_is_taken_is_told_apart_from_a_failure(base: Path, tmp_path: Path) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = subprocess.run(
+            [sys.executable, str(ROOT / "launch/pretrain.py"), "--config", str(base), f"run.output_dir={tmp_path}"],
+            env={**os.environ, "MASTER_PORT": str(port), "WORLD_SIZE": "1"},
+            capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False,
+        )  # fmt: skip
+    assert result.returncode == 75
+    assert f"ds_pretrain: port {port} of 127.0.0.1, where the ranks are to meet, is in use" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
