@@ -7,7 +7,7 @@ and is not predicted from a sweep.
 
 A trial *trains* if it learns what a broken model does not. A model that was broken by its rate still knows how often
 each token occurs; so the baseline is the loss of knowing only that (or the first loss, for weights that knew more),
-and a trial trains if it gets at least a fifth as far below it as the best one.
+and a trial trains if it gets at least a quarter as far below it as the best one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ANCHOR = 1e-3
 # where the best rate of a short training lay, on the models measured, by the rate of a sweep's steepest descent
 FROM_STEEPEST = 4.0
 # share of the best trial's learning that is training
-TRAINS = 0.2
+TRAINS = 0.25
 # nats below the loss of knowing frequencies from which on a trial has certainly learned more than them
 MARGIN = 0.1
 # the suggestion is never more than this part of the edge

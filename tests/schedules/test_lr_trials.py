@@ -78,10 +78,10 @@ def test_the_ladder_is_climbed_as_far_as_it_tells(first: float, tried: list[floa
     assert (finding.baseline, finding.knows_frequencies) == (FREQUENCY, True)
 
 
-def test_what_trains_is_a_fifth_of_what_the_best_learns() -> None:
+def test_what_trains_is_a_quarter_of_what_the_best_learns() -> None:
     # the best learns 1.0 beyond the frequencies
-    assert judge(ladder({1e-3: 6.0, 2e-3: 5.4, 4e-3: 6.19}), BASELINES, settings()).edge == 4e-3
-    assert judge(ladder({1e-3: 6.0, 2e-3: 5.4, 4e-3: 6.21}), BASELINES, settings()).edge == 2e-3
+    assert judge(ladder({1e-3: 6.0, 2e-3: 5.4, 4e-3: 6.14}), BASELINES, settings()).edge == 4e-3
+    assert judge(ladder({1e-3: 6.0, 2e-3: 5.4, 4e-3: 6.16}), BASELINES, settings()).edge == 2e-3
 
 
 def test_the_suggestion_keeps_off_the_edge() -> None:
