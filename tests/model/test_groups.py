@@ -239,7 +239,9 @@ def test_groups_partition_the_parameters(architecture: str, decay_embeddings: bo
 
 @cache
 def shared_model(architecture: str) -> PreTrainedModel:
-    return tiny_model(architecture)
+    # transformers has these as encoders alone
+    objective = "masked_lm" if architecture in ("distilbert", "modernbert") else "causal_lm"
+    return tiny_model(architecture, objective=objective)
 
 
 @pytest.mark.parametrize("kind", ["none", "layerwise"])

@@ -90,7 +90,7 @@ def unfrozen(kind: str, zero: int, ranks: Ranks) -> list[dict[str, Any]]:
         apply_stage(engine, stage)
         set_learning_rate(engine, 1e-2)
         mine = slice(ranks.rank * 4, ranks.rank * 4 + 4)
-        batch = StepBatch(step, stage.index, (MicroBatch(*(part[mine] for part in rows(step))),))
+        batch = StepBatch(step, stage.index, (MicroBatch(*(part[mine] for part in rows(step))),), stage.tokens_per_step)
         train_batch(engine, batch, stage.tokens_per_step, 1e-2, Requests())
     return changes
 
