@@ -29,5 +29,9 @@ def outlive_readers() -> None:
 
 def _lasting(stream: TextIO) -> TextIO:
     stream.flush()
-    file = io.BufferedWriter(_LastingFile(stream.fileno(), "w", closefd=False))
+    try:
+        descriptor = stream.fileno()
+    except io.UnsupportedOperation:  # not a file: nobody who may go away reads it
+        return stream
+    file = io.BufferedWriter(_LastingFile(descriptor, "w", closefd=False))
     return io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=True)
