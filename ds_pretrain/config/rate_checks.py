@@ -56,6 +56,14 @@ def optimizer(recipe: Recipe) -> Sequence[Problem]:
                 "give another type, or leave trainable_layers out",
             )
         )
+    if found.type == "muon" and unfreezes:
+        problems.append(
+            Problem(
+                "optimizer.type",
+                "found muon, whose momentum DeepSpeed keeps where it cannot be carried over to another set of trained "
+                "layers; give another type, or leave trainable_layers out",
+            )
+        )
     return problems
 
 

@@ -109,6 +109,13 @@ def test_they_learn_under_other_engines(ranks: Ranks, kind: str, zero: int, prec
             },
             "found lamb, which needs ZeRO 0, where trainable_layers of a stage need ZeRO 1 or more",
         ),
+        (
+            {
+                "optimizer": {"type": "muon", "lr": 1},
+                "curriculum": {"stages": [{"step": 0, "trainable_layers": 1}]},
+            },
+            "found muon, whose momentum DeepSpeed keeps where it cannot be carried over",
+        ),
         ({"optimizer": {"type": "schedule_free_adamw", "lr": 1}}, "which does not fit DeepSpeed: the averaged weights"),
     ],
 )

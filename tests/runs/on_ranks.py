@@ -32,36 +32,33 @@ from ds_pretrain.model.build import Vocabulary, build_model, model_config
 from ds_pretrain.model.loss import CausalLmLoss
 from ds_pretrain.train.unfreezing import TrainedLayers
 
-MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
+MOMENTS = ("exp_avg", "exp_avg_sq")
 # the top layer, then both, then everything
 STAGES = [{"step": 0, "trainable_layers": 1}, {"step": 3, "trainable_layers": 2}, {"step": 6}]
-UNFREEZING = [("adamw", 1), ("adamw", 2), ("adamw", 3), ("muon", 1), ("muon", 2), ("muon", 3)]
+UNFREEZING = (1, 2, 3)
 
 
-def remembered(engine: Engine, kind: str) -> dict[str, dict[str, Tensor]]:
+def remembered(engine: Engine) -> dict[str, dict[str, Tensor]]:
     """Master weight and moments of every parameter in training, put together from all ranks."""
     link_moments(engine)
     found: dict[str, dict[str, Tensor]] = {}
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
-        # Muon leaves vectors and embeddings to AdamW
-        is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) == 2 and "embed" not in name
-        keys = MOMENTS[kind if is_matrix else "adamw"]
         values = {"weight": safe_get_full_fp32_param(parameter)}
-        values |= {key: safe_get_full_optimizer_state(parameter, key) for key in keys}
+        values |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
         found[name] = {key: value.clone() for key, value in values.items()}
     return found
 
 
-def unfrozen(kind: str, zero: int, ranks: Ranks) -> list[dict[str, Any]]:
+def unfrozen(zero: int, ranks: Ranks) -> list[dict[str, Any]]:
     """Trains through the stages; what became of the parameters that stay trained at each change."""
     made = recipe(
         curriculum={"total_steps": 9, "batch_size": 8, "stages": STAGES},
         data={"train": [{"path": "corpus"}], "max_seq_len": 16},
         train={"micro_batch_size": 4},
         deepspeed={"zero_stage": zero},
-        optimizer={"type": kind, "lr": 1e-2},
+        optimizer={"lr": 1e-2},
     )
     plan = build_plan(made, ranks.world_size)
     torch.manual_seed(0)
@@ -74,10 +71,10 @@ def unfrozen(kind: str, zero: int, ranks: Ranks) -> list[dict[str, Any]]:
     for step in range(9):
         stage = plan.stage_at(step)
         if stage is not trained:
-            before = remembered(engine, kind)
+            before = remembered(engine)
             engine = layers.change(engine, trained, stage)
             trained = stage
-            after = remembered_if_known(engine, kind, set(before))
+            after = remembered_if_known(engine, set(before))
             pairs = [(before[name][key], after[name][key]) for name in before for key in before[name]]
             changes.append(
                 {
@@ -95,13 +92,13 @@ def unfrozen(kind: str, zero: int, ranks: Ranks) -> list[dict[str, Any]]:
     return changes
 
 
-def remembered_if_known(engine: Engine, kind: str, names: set[str]) -> dict[str, dict[str, Tensor]]:
+def remembered_if_known(engine: Engine, names: set[str]) -> dict[str, dict[str, Tensor]]:
     """As ``remembered``, of some parameters: those just unfrozen have no moments yet."""
     fresh = [parameter for name, parameter in engine.module.named_parameters() if name not in names]
     asked = [parameter for parameter in fresh if parameter.requires_grad]
     for parameter in asked:
         parameter.requires_grad_(False)
-    found = remembered(engine, kind)
+    found = remembered(engine)
     for parameter in asked:
         parameter.requires_grad_(True)
     return found
@@ -113,8 +110,8 @@ def main() -> None:
     results: dict[str, Any] = {"library": {}, "unfreezing": {}}
     for kind, zero in EVERY_CASE:
         results["library"][f"{kind}-{zero}"] = steps_of_both(kind, zero, ranks)
-    for kind, zero in UNFREEZING:
-        results["unfreezing"][f"{kind}-{zero}"] = unfrozen(kind, zero, ranks)
+    for zero in UNFREEZING:
+        results["unfreezing"][str(zero)] = unfrozen(zero, ranks)
     if ranks.is_main:
         Path(sys.argv[-1]).write_text(json.dumps(results), encoding="utf-8")
     stop_ranks()
