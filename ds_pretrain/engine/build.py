@@ -16,6 +16,7 @@ from ds_pretrain.config import Optimizer
 from ds_pretrain.curriculum import StagePlan
 from ds_pretrain.data.inputs import InputFormat
 from ds_pretrain.engine.optimizers import client_optimizer
+from ds_pretrain.engine.ranks import share_timeout
 from ds_pretrain.engine.rng import restore_rng, rng_state
 from ds_pretrain.errors import Problem, RecipeError, TrainingError
 from ds_pretrain.model.groups import ParameterGroup
@@ -63,6 +64,7 @@ def build_engine(
         assert optimizer is not None
         given = {"optimizer": client_optimizer(optimizer, copies)}
     engine, *_ = deepspeed.initialize(model=module, config=dict(deepspeed_json), **given)
+    share_timeout()
     names = [group.get("name") for group in engine.basic_optimizer.param_groups]
     assert names == [group["name"] for group in groups], f"DeepSpeed changed the parameter groups: {names}"
     scaler = getattr(engine.optimizer, "loss_scaler", None)

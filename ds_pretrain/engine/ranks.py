@@ -14,6 +14,7 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 
@@ -94,6 +95,14 @@ def _meet(backend: str, timeout_seconds: float) -> None:
         )
     barrier()
     unlink_shared_buffers(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
+
+
+def share_timeout() -> None:
+    """Gives every process group the run's time-out; those that DeepSpeed makes would wait for torch's half an hour."""
+    device = torch.device(get_accelerator().device_name())
+    timeout = c10d._get_default_group()._get_backend(device).options._timeout
+    for group in c10d._world.pg_map:
+        c10d._set_pg_timeout(timeout, group)
 
 
 def _not_met(error: dist.DistError, timeout_seconds: float) -> PortTakenError | LostRankError:
