@@ -30,6 +30,7 @@ from ds_pretrain.lifeline import SUPERVISED
 from ds_pretrain.rank_process import ending, ending_in_words, has_ended, rank_name
 
 POLL_SECONDS = 0.1
+LOOK_SECONDS = 2.0
 # Once the last rank has left, the launcher sees it within a second, and two interpreters shut down.
 LAUNCHER_SECONDS = 30.0
 TERMINATE_SECONDS = 5.0
@@ -158,6 +159,7 @@ class _Supervision:
         self._names: dict[psutil.Process, str] = {}  # of every rank seen so far
         self._failure: int | None = None  # how the first rank that died did, as subprocess has it
         self._bereaved_until = math.inf
+        self._next_look = 0.0
 
     def run(self) -> int:
         runner = self._tree.runner
@@ -180,8 +182,11 @@ class _Supervision:
 
     def _look_after_ranks(self) -> None:
         """Take note of new ranks, and of one that has died: the launcher ends the others, but does not say why."""
-        for rank in self._tree.ranks():
-            self._names.setdefault(rank, rank_name(rank))
+        if time.monotonic() >= self._next_look:
+            for rank in self._tree.ranks():
+                self._names.setdefault(rank, rank_name(rank))
+            # that goes through all processes of the machine, whereas to ask after those known costs nothing
+            self._next_look = time.monotonic() + (LOOK_SECONDS if self._names else POLL_SECONDS)
         for rank in [rank for rank in self._names if self._failure is None and has_ended(rank)]:
             code = ending(rank)
             if code:
