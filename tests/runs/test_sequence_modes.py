@@ -59,7 +59,9 @@ def bert(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(train_many: Many, bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("modes")
     common = ["checkpoint.every_steps=6", "checkpoint.keep_last=9"]
-    variants = {name: [*common, *mode, f"run.name={name}"] for name, mode in MODES.items()}
+    # all there is to evaluate on: a part of it need not have the end of a document inside a row
+    whole = "evaluation.batches=99"
+    variants = {name: [*common, whole, *mode, f"run.name={name}"] for name, mode in MODES.items()}
     variants |= {name: [str(bert), *common, *mode, f"run.name={name}"] for name, mode in MASKED.items()}
     train_many(2, [[*variant, f"run.output_dir={folder / 'two'}"] for variant in variants.values()])
     train_many(1, [[*variants[name], f"run.output_dir={folder / 'one'}"] for name in ON_BOTH])

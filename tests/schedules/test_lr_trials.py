@@ -120,7 +120,7 @@ def test_where_no_rate_trains_the_edge_is_below_all() -> None:
 
 def test_weights_that_knew_more_have_to_get_below_their_first_loss() -> None:
     # continued training: what ends at 3.1 is far below the frequencies, and yet broken
-    trials = ladder({1e-4: 2.9, 2e-4: 2.8, 4e-4: 2.95, 8e-4: 3.1})
+    trials = ladder({1e-4: 2.9, 2e-4: 2.8, 4e-4: 2.94, 8e-4: 3.1})
     finding = judge(trials, Baselines(first=3.0, frequencies=FREQUENCY), settings())
     assert (finding.baseline, finding.edge, finding.best) == (3.0, 4e-4, 2e-4)
 
@@ -139,7 +139,7 @@ def test_best_and_edge_are_found_wherever_the_climb_begins(
 
     def loss_at(rate: float) -> float:
         height = round(math.log2(rate / 1e-3))
-        broken = FREQUENCY + data.draw(st.floats(0.0, 1.5), label=str(height))
+        broken = FREQUENCY + data.draw(st.floats(0.0, 1.4), label=str(height))
         return broken if height > best + room else min(5.0 + slope * abs(height - best), FREQUENCY - 0.4)
 
     chosen = settings(start_lr=1e-6, max_trials=40)
