@@ -3,7 +3,7 @@
 Started by the real launcher: ``deepspeed tests/runs/many.py JOBS.json``; each job is a list of recipe files and
 overrides. The processor's fp16 is refused by DeepSpeed as too slow; where asked for, that one check is overruled, and
 everything else is DeepSpeed's own. With "go_on", a run that fails is told of and the next one started; in place
-of a run, "remove:FOLDER" removes a folder.
+of a run, "remove:FOLDER" removes a folder, and "fill:FOLDER" makes one that fills its disk.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from deepspeed.accelerator import get_accelerator
@@ -21,16 +23,28 @@ from ds_pretrain.errors import TrainingError, UserError
 from ds_pretrain.train.run import train_recipe
 
 
+def fill(folder: Path) -> None:
+    """Leaves no byte of the file system that a new folder is made on."""
+    folder.mkdir()
+    with suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+ORDERS: dict[str, Callable[[Path], object]] = {"remove": shutil.rmtree, "fill": fill}
+
+
 def main() -> None:
     jobs = json.loads(Path(sys.argv[-1]).read_text(encoding="utf-8"))
     if jobs["allow_fp16"]:
         get_accelerator().is_fp16_supported = lambda: True
     ranks = start_ranks(120.0)
     for files, overrides in jobs["runs"]:
-        if overrides and overrides[0].startswith("remove:"):
+        order, _, folder = overrides[0].partition(":") if overrides else ("", "", "")
+        if order in ORDERS:
             barrier()
             if ranks.is_main:
-                shutil.rmtree(overrides[0].removeprefix("remove:"))
+                ORDERS[order](Path(folder))
             barrier()
             continue
         try:

@@ -30,11 +30,15 @@ def runs(train_many: Many, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             (folder / name).mkdir()
             (folder / name / "checkpoints").symlink_to(disk / name)
             variants.append([*common, f"run.name={name}", f"checkpoint.asynchronous={asynchronous}"])
-        full = [[*variant, "checkpoint.keep_last=99"] for variant in variants]
+        sync, background = [[*variant, "checkpoint.keep_last=99"] for variant in variants]
         room = [*variants[0], "checkpoint.keep_last=1"]
         # the second run finds the disk full from its start; then there is room again, and the same command
-        removed = [f"remove:{disk / 'sync/step_00000001'}"]
-        result = train_many(2, [[*common, "run.name=roomy"], *full, removed, room], go_on=True)
+        filled, removed = (
+            [f"fill:{disk / 'filler'}"],
+            [f"remove:{disk / name}" for name in ("filler", "sync/step_00000001")],
+        )
+        jobs = [[*common, "run.name=roomy"], sync, filled, background, *([order] for order in removed), room]
+        result = train_many(2, jobs, go_on=True)
         (folder / "output.txt").write_text(result.stdout, encoding="utf-8")
         yield folder
 
