@@ -8,10 +8,8 @@ No packet leaves: the hosts know no other network than their cable.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +17,14 @@ from pathlib import Path
 
 import psutil
 
-NEEDED = ("unshare", "nsenter", "ip", "mount", "ssh", "ssh-keygen", "sshd", "pdsh")
+NEEDED = ("setpriv", "unshare", "nsenter", "ip", "mount", "ssh", "ssh-keygen", "sshd", "pdsh")
 NAMES = ("node-a", "node-b")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 2222
 BOUND_SECONDS = 60.0
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
+# not preexec_fn, which copies this process's address space: a test process's may be larger than the memory
+_DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 
 # runs inside of the new namespaces; the real ones stay as they are, since no mount there is seen outside
 _BOOT = """
@@ -130,10 +128,11 @@ class Hosts:
         """
         with output.open("wb") as file:
             return subprocess.Popen(
-                self._entered(number, ["env", "-C", str(folder), *command]), env=self._environment(),
-                stdout=file, stderr=file,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509
-            )  # fmt: skip
+                [*_DIE_WITH_PARENT, *self._entered(number, ["env", "-C", str(folder), *command])],
+                env=self._environment(),
+                stdout=file,
+                stderr=file,
+            )
 
     def run(self, number: int, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """Runs a command on a host to its end."""
@@ -170,9 +169,12 @@ class Hosts:
         spaces = ["--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
         with (self.folder / f"{name}.log").open("wb") as log:
             return subprocess.Popen(
-                ["unshare", *spaces, "bash", "-c", script], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env={"PATH": _PATH}, preexec_fn=_die_with_parent,  # noqa: PLW1509
-            )  # fmt: skip
+                [*_DIE_WITH_PARENT, "unshare", *spaces, "bash", "-c", script],
+                env={"PATH": _PATH},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
 
     def _write(self) -> None:
         home = self.folder / "home"
@@ -200,7 +202,3 @@ def until(condition: Callable[[], bool], seconds: float = BOUND_SECONDS) -> None
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from ds_pretrain.errors import UserError
 
@@ -115,7 +115,7 @@ def cut_after(path: Path, step: int, redone: tuple[str, ...] = (), rollbacks: in
         logger.warning("%s: dropped %d torn line(s)", path, torn)
 
 
-def read_jsonl(path: Path) -> list[dict[str, object]]:
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON lines; a torn last line is passed over.
 
     Args:

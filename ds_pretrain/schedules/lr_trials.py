@@ -134,10 +134,8 @@ def next_peak(trials: Sequence[Trial], baselines: Baselines, settings: LrFinder)
     up, down = ladder[-1].peak_lr * RUNG, ladder[0].peak_lr / RUNG
     trains = _trains(learned)
     # down first: what trains is measured by the best
-    if knows_frequencies:
-        wants_lower = settings.safety_divisor == "auto" and ladder[0] is _best(ladder)
-    else:
-        wants_lower = ladder[0] is _best(ladder) or trains[0]
+    # while no trial knows frequencies all of them may be broken, and which of those ends lowest is chance
+    wants_lower = not knows_frequencies or (settings.safety_divisor == "auto" and ladder[0] is _best(ladder))
     goes_up = trains[-1] and up <= settings.end_lr
     if wants_lower and down >= settings.start_lr and not (len(trials) == 1 and goes_up):
         return down

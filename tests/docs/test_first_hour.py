@@ -154,10 +154,6 @@ def test_train_stop_continue_and_export(folder: Path) -> None:
     second = stop(launch, folder, signal.SIGINT, saved + 1)
     (continued,) = re.findall(r"to continue: (.*)", second)
     assert shlex.split(continued)[:4] == ["deepspeed", "--num_gpus", "1", "launch/pretrain.py"]
-    other = run(continued.replace("--num_gpus 1", "--num_gpus 2"), folder)
-    assert other.returncode == 2
-    assert "was saved by 1 ranks and is to be continued by 2" in other.stderr
-    assert "Traceback" not in other.stderr
     done = run(continued, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     # the run that was stopped twice is the run that never was

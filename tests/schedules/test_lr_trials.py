@@ -139,7 +139,7 @@ def test_best_and_edge_are_found_wherever_the_climb_begins(
 
     def loss_at(rate: float) -> float:
         height = round(math.log2(rate / 1e-3))
-        broken = FREQUENCY + data.draw(st.floats(0.0, 1.4), label=str(height))
+        broken = FREQUENCY + data.draw(st.floats(0.0, 1.5), label=str(height))
         return broken if height > best + room else min(5.0 + slope * abs(height - best), FREQUENCY - 0.4)
 
     chosen = settings(start_lr=1e-6, max_trials=40)
