@@ -20,8 +20,12 @@ from support import PUBLISHED, TINY
 from ds_pretrain.config import load_recipe
 from ds_pretrain.data.indexed import TokenFile
 from ds_pretrain.data.manifest import read_manifest as read_corpus_manifest
-from ds_pretrain.engine.checkpoint_files import damage
+from ds_pretrain.engine.checkpoint_files import damage, list_checkpoints
+from ds_pretrain.engine.checkpoint_list import checkpoint_entries, is_good, last_good
 from ds_pretrain.errors import UserError
+from ds_pretrain.observe.checkpoint_table import checkpoint_document, checkpoint_table
+from ds_pretrain.observe.jsonl import cut_after, read_jsonl
+from ds_pretrain.train.recovery import is_rejected, read_history, unlogged
 
 _TEXT = st.text(max_size=12) | st.sampled_from(
     ["", "\0", "a\0b", "../../etc/passwd", "/", "~", "${oc.env:HOME}", "1e3", "\ud800", "x" * 300, "-1", "nan", "null"]
@@ -179,6 +183,31 @@ def _jsons(document: Mapping[str, Any]) -> st.SearchStrategy[bytes]:
 CORPUS_MANIFESTS = _jsons(CORPUS_MANIFEST)
 CHECKPOINT_MANIFESTS = _jsons(CHECKPOINT_MANIFEST)
 
+_ROLLBACKS: list[Mapping[str, Any]] = [
+    {"from_step": 150, "target_step": 100, "lr_factor": 0.5, "reason": "a spike"},
+    {"from_step": 220, "target_step": 200, "lr_factor": 1, "reason": ""},
+]
+RECOVERY: Mapping[str, Any] = {"count": 2, "rollbacks": _ROLLBACKS}
+STATE: Mapping[str, Any] = {
+    "step": 7,
+    "tokens": 700,
+    "world_size": 2,
+    "guard": {"sound_step": 7},
+    "recovery": RECOVERY,
+    "val_loss": 3.5,
+}
+RECOVERIES = _jsons(RECOVERY)
+STATES = _jsons(STATE)
+_LINES: list[Mapping[str, Any]] = [
+    {"step": 1, "tokens": 10, "loss": 6.5},
+    {"step": 1, "tokens": 10, "seq_len": 16, "val_loss": 6.4},
+    {"event": "rollback", "step": 2, "tokens": 20, "to_step": 1},
+    {"step": 2, "tokens": 20, "loss": None},
+]
+LOGS = st.lists(_jsons(_LINES[0]) | st.sampled_from(_LINES).map(_as_json), max_size=5).map(
+    lambda lines: b"".join(line + b"\n" for line in lines)
+)
+
 
 def _index(lengths: list[int], bounds: list[int], code: int = 8, version: int = 1) -> bytes:
     offsets = [2 * sum(lengths[:index]) for index in range(len(lengths))]
@@ -250,10 +279,51 @@ def read_manifest_of_checkpoint(content: bytes, folder: Path) -> None:
     assert all(isinstance(problem, str) for problem in damage(folder))
 
 
+def read_recovery(content: bytes, folder: Path) -> None:
+    """What a start, and an export, make of what is remembered of a run's rollbacks."""
+    (folder / "recovery.json").write_bytes(content)
+    with suppress(UserError):
+        history = read_history(folder)
+        assert 0 < history.lr_factor <= 1
+        assert all(skip.steps > 0 for skip in history.skips)
+        assert all(isinstance(history.rejects(step, 0), bool) for step in (0, 150))
+        assert len([str(rollback) for rollback in history.rollbacks]) == history.count
+
+
+def read_state_of_checkpoint(content: bytes, folder: Path) -> None:
+    """What is made of a checkpoint's state before its checksum is known to be right."""
+    saved = folder / "run/checkpoints/step_00000007"
+    saved.mkdir(parents=True, exist_ok=True)
+    (saved / "state.json").write_bytes(content)
+    history = read_history(folder / "run")
+    assert isinstance(is_rejected(saved, history), bool)
+    assert isinstance(is_good(saved, 7), bool)
+    last_good(dict(list_checkpoints(saved.parent)), 7)
+    entries = checkpoint_entries(saved.parent)
+    assert checkpoint_table(entries).row_count == 1
+    json.dumps(checkpoint_document(entries))
+
+
+def read_logs(content: bytes, folder: Path, step: int, rollbacks: int) -> None:
+    """What a start makes of the logs that it is to cut, and a report of what is left."""
+    for name in ("metrics.jsonl", "events.jsonl"):
+        (folder / name).write_bytes(content)
+        with suppress(UserError):
+            read_jsonl(folder / name)
+        cut_after(folder / name, step, ("stage_start",), rollbacks)
+        read_jsonl(folder / name)
+    (folder / "events.jsonl").write_bytes(content)
+    with suppress(UserError):
+        unlogged(folder, read_history(folder))
+
+
 Reader = Callable[..., None]
 CASES: Mapping[str, tuple[Reader, tuple[st.SearchStrategy[Any], ...]]] = {
     "recipe": (read_recipe, (RECIPES, OVERRIDES)),
     "index": (read_index, (INDEXES, st.sampled_from([0, 1, 9, 9, 18]))),
     "corpus manifest": (read_manifest_of_corpus, (CORPUS_MANIFESTS,)),
     "checkpoint manifest": (read_manifest_of_checkpoint, (CHECKPOINT_MANIFESTS,)),
+    "recovery": (read_recovery, (RECOVERIES,)),
+    "checkpoint state": (read_state_of_checkpoint, (STATES,)),
+    "logs": (read_logs, (LOGS, st.integers(-1, 3), st.integers(0, 3))),
 }

@@ -23,6 +23,8 @@ STATE = "state.json"
 _NAME = re.compile(r"step_(\d{8,})")
 _ASIDE = re.compile(r"(damaged|rejected)_step_(\d{8,})")
 _READ_BYTES = 1 << 20
+# DeepSpeed finds what it unpickles by patterns of names
+_UNPICKLED = "engine/**/*.pt"
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ def damage(folder: Path, share: int = 0, shares: int = 1) -> list[str]:
         shares: into how many parts ranks divide the reading.
 
     Returns:
-        One sentence for every file that is missing or differs from the manifest.
+        One sentence for every file that is missing, differs from the manifest, or would be opened without standing
+        in it. Other files that do not stand in it are never opened.
     """
     try:
         manifest = read_manifest(folder)
@@ -147,6 +150,9 @@ def damage(folder: Path, share: int = 0, shares: int = 1) -> list[str]:
         return [str(error)]
     files = manifest["files"]
     problems = [_harm(folder / name, files[name]) for name in sorted(files)[share::shares]]
+    if share == 0:
+        foreign = sorted({path.relative_to(folder).as_posix() for path in folder.glob(_UNPICKLED)} - set(files))
+        problems += [f"{folder / name} does not stand in {MANIFEST}; remove it" for name in foreign]
     named = _NAME.fullmatch(folder.name)
     if named and int(named.group(1)) != manifest["step"]:
         problems.append(f"{folder / MANIFEST} is that of step {manifest['step']}")

@@ -64,7 +64,7 @@ def read_state(folder: Path) -> dict[str, Any]:
             raise ValueError(f"found {type(state).__name__}, not a mapping")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a run's state ({error})") from error
     return state
 
@@ -120,13 +120,18 @@ def _entry(step: int, folder: Path, best: int | None) -> CheckpointEntry:
     return CheckpointEntry(
         step=step,
         folder=folder,
-        tokens=state.get("tokens"),
+        tokens=_whole_number(state.get("tokens")),
         size=size,
-        world_size=state.get("world_size"),
+        world_size=_whole_number(state.get("world_size")),
         val_loss=_val_loss(state),
         damage=tuple(damage(folder)),
         best=step == best,
     )
+
+
+def _whole_number(value: object) -> int | None:
+    """A count as a damaged state may hold it."""
+    return value if isinstance(value, int) else None
 
 
 def _val_loss(state: Mapping[str, Any]) -> float | None:

@@ -73,5 +73,21 @@ class RollbackHistory:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> RollbackHistory:
-        """What ``to_json`` made."""
-        return cls(tuple(Rollback(**rollback) for rollback in saved["rollbacks"]))
+        """What ``to_json`` made.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is something else.
+        """
+        return cls(tuple(_checked(Rollback(**rollback)) for rollback in saved["rollbacks"]))
+
+
+def _checked(rollback: Rollback) -> Rollback:
+    """The same, if it is one that a run could have had; a file may have been written by anybody."""
+    steps = (rollback.target_step, rollback.from_step)
+    if not all(type(step) is int for step in steps) or not 0 <= steps[0] < steps[1]:
+        raise ValueError(f"found target_step {steps[0]!r} and from_step {steps[1]!r}, not a step and a later one")
+    if type(rollback.lr_factor) not in (int, float) or not 0 < rollback.lr_factor <= 1:
+        raise ValueError(f"found lr_factor {rollback.lr_factor!r}, not a number above 0 and up to 1")
+    if not isinstance(rollback.reason, str):
+        raise TypeError(f"found reason {rollback.reason!r}, not a sentence")
+    return rollback

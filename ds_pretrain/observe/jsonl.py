@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ds_pretrain.errors import UserError
 
@@ -150,8 +150,8 @@ def _lines_before_rollback(path: Path, rollbacks: int) -> int:
             continue
         if record.get("event") == "rollback":
             ends.append(number + 1)
-        if "loss" in record and "event" not in record:
-            step = cast(int, record["step"])
+        step = record.get("step")
+        if "loss" in record and "event" not in record and isinstance(step, int):
             if step <= last_step:
                 ends.append(number)
             last_step = step
@@ -230,7 +230,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, object] | None]]:
         for line in source:
             record: object = None
             if line.endswith(b"\n"):
-                with suppress(ValueError):
+                with suppress(ValueError, RecursionError):
                     record = json.loads(line)
             yield line, record if isinstance(record, dict) else None
 

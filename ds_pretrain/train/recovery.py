@@ -44,7 +44,7 @@ def read_history(folder: Path) -> RollbackHistory:
     if path.exists():
         try:
             histories.append(RollbackHistory.from_json(json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{path}: cannot be read ({error}); it says which checkpoints and data are not to be used again. "
                 "Restore it, or start a new run with run.name=…"
@@ -132,5 +132,5 @@ def _known(state: Mapping[str, Any]) -> RollbackHistory:
     """The copy in a checkpoint; nothing where it is damaged, which its checksums will tell."""
     try:
         return RollbackHistory.from_json(state["recovery"])
-    except (KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError):
         return RollbackHistory()

@@ -103,6 +103,22 @@ def test_a_harmed_file_is_named(saved: Path, harm: Callable[[Path], None], words
     assert damage(saved) == [f"{path}{words}"]
 
 
+@pytest.mark.parametrize("name", ["mp_rank_00_model_states.pt", "._rank_0.pt", "deeper/down.pt"])
+def test_what_would_be_unpickled_without_standing_in_the_manifest_is_harm(saved: Path, name: str) -> None:
+    path = saved / "engine" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    for shares in (1, 2):
+        found = [problem for share in range(shares) for problem in damage(saved, share, shares)]
+        assert found == [f"{path} does not stand in manifest.json; remove it"]
+
+
+def test_other_files_that_do_not_stand_in_the_manifest_are_left_alone(saved: Path) -> None:
+    for name in ("notes.txt", "engine/.nfs0001", ".DS_Store"):
+        (saved / name).write_text("mine", encoding="utf-8")
+    assert damage(saved) == []
+
+
 def test_a_file_that_cannot_be_opened_is_harmed(saved: Path) -> None:
     path = saved / "engine/rank_0.pt"
     path.unlink()

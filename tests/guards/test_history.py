@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
 
 from ds_pretrain.curriculum.skips import Skip
 from ds_pretrain.guards import Rollback, RollbackHistory
@@ -36,3 +40,23 @@ def test_it_survives_json() -> None:
     saved = json.loads(json.dumps(history.to_json()))
     assert saved["count"] == 2
     assert RollbackHistory.from_json(saved) == history
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"from_step": 100},
+        {"from_step": "150"},
+        {"target_step": -1},
+        {"target_step": True},
+        {"lr_factor": 0},
+        {"lr_factor": 2.0},
+        {"lr_factor": float("nan")},
+        {"lr_factor": None},
+        {"reason": None},
+        {"other": 1},
+    ],
+)
+def test_what_no_run_could_have_had_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        RollbackHistory.from_json({"rollbacks": [asdict(back(150, 100)) | changes]})
