@@ -1,7 +1,7 @@
-"""Feeds the readers of recipes, indexes, manifests, states and logs broken files, and counts the cases: python benchmarks/fuzz.py
+"""Feeds the readers of recipes, indexes, manifests, states and logs broken files: python benchmarks/fuzz.py
 
-Ends with 1 and the smallest failing case where a reader does anything else than to read or to refuse with the clear
-error. The suite runs a few of the same cases (tests/test_fuzz.py).
+Counts the cases. Ends with 1 and the smallest failing case where a reader does anything else than to read or to refuse
+with the clear error. The suite runs a few of the same cases (tests/test_fuzz.py).
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def watch_launcher(grace_seconds: float) -> None:
     watched = lifeline(above)
     if not watched:
         return
-    lost = SUPERVISED in os.environ and not any(map(_is_runner, above))
+    lost = not any(map(_is_runner, above)) and (SUPERVISED in os.environ or is_left_behind(above[0].pid))
     threading.Thread(target=_watch, args=(watched, lost, grace_seconds), daemon=True).start()
 
 
@@ -59,6 +59,23 @@ def lifeline(above: list[psutil.Process]) -> list[psutil.Process]:
         if _is_runner(process) or _is_ssh_connection(process):
             return above[: index + 1]
     return above[:1]
+
+
+def is_left_behind(launcher: int) -> bool:
+    """Whether a launcher's runner had been killed before there was a rank to watch it, so that the system took it over.
+
+    What the system's first process has started itself is in that one's session, or leads one of its own.
+
+    Args:
+        launcher: its process id.
+    """
+    try:
+        parent = psutil.Process(launcher).parent()
+        if parent is None or not (parent.pid == 1 or parent.name() == "systemd"):
+            return False
+        return os.getsid(launcher) not in (launcher, os.getsid(parent.pid))
+    except (psutil.Error, OSError):
+        return False
 
 
 def _watch(watched: list[psutil.Process], lost: bool, grace_seconds: float) -> None:

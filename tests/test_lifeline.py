@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ds_pretrain.lifeline import lifeline
+from ds_pretrain.lifeline import is_left_behind, lifeline
 from ds_pretrain.rank_process import ending, ending_in_words, has_ended, local_rank
 
 BOUND_SECONDS = 30.0
@@ -125,6 +125,29 @@ def test_a_supervised_rank_without_a_runner_has_come_too_late(tmp_path: Path) ->
         assert chain.saved()
     finally:
         chain.end()
+
+
+LEFT_BEHIND = """
+import subprocess, sys
+command = [sys.executable, "-c", "import time; time.sleep(60)"]
+print(subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session="leads" in sys.argv).pid)
+"""
+
+
+@pytest.mark.parametrize("leads", [False, True])
+def test_a_launcher_that_was_left_behind_before_its_ranks_came_is_known(leads: bool) -> None:
+    """Its parent, which leads a session as a runner does, is gone; a service that leads its own was never left."""
+    arguments = [sys.executable, "-c", LEFT_BEHIND, *(["leads"] if leads else [])]
+    starter = subprocess.run(arguments, start_new_session=True, stdout=subprocess.PIPE, text=True, check=True)
+    launcher = psutil.Process(int(starter.stdout))
+    try:
+        parent = launcher.parent()
+        if parent is None or not (parent.pid == 1 or parent.name() == "systemd"):
+            pytest.skip("another process takes over orphans here")
+        assert is_left_behind(launcher.pid) == (not leads)
+        assert not is_left_behind(os.getpid())
+    finally:
+        launcher.kill()
 
 
 class Named:
