@@ -108,6 +108,8 @@ ScheduleType = Literal[
 ]
 # their own rise takes the place of a warmup, unless a recipe asks for both
 RISING_TYPES: frozenset[str] = frozenset({"triangular", "triangular2", "exp_range", "one_cycle", "noam"})
+# they end where their own formulas do
+TYPES_WITHOUT_FLOOR: frozenset[str] = frozenset({"constant", "noam", "one_cycle"})
 # keys that only some types have; the lengths among them are in tokens or steps, as ``by`` says
 SCHEDULE_KEYS: Mapping[str, tuple[str, ...]] = {
     "gamma": ("step", "multistep", "exponential", "exp_range"),
@@ -160,7 +162,7 @@ class Schedule(Section):
     DeepSeek LLM (2024); 0.1 for ``exponential``; for ``exp_range`` the heights fall to a tenth over the span."""
     step_size: PositiveNumber | None = None
     """``step``: length between two decays; a third of the span unless given."""
-    milestones: tuple[PositiveNumber, ...] | None = None
+    milestones: Annotated[tuple[PositiveNumber, ...], Field(min_length=1)] | None = None
     """``multistep``: where the rate falls; at 80% and 90% of the span unless given (DeepSeek LLM, 2024)."""
     decay_every: PositiveNumber | None = None
     """``exponential``: length in which the rate falls by ``gamma``; the span unless given."""

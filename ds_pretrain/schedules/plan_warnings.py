@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from ds_pretrain.config import Recipe
+from ds_pretrain.config import Recipe, Schedule
+from ds_pretrain.config.optimization import TYPES_WITHOUT_FLOOR
 from ds_pretrain.curriculum import Plan
 from ds_pretrain.errors import Problem, RecipeError
 from ds_pretrain.schedules import rate_warnings
@@ -39,7 +40,7 @@ def plan_warnings(recipe: Recipe, plan: Plan) -> tuple[str, ...]:
         found = (list(check(recipe, plan, schedule)) for check in checks)
         return [sentence(troubles) for troubles in found if troubles]
 
-    return (*sentences(_CHECKS), *(f"note: {text}" for text in sentences(_NOTES)))
+    return (*sentences(_CHECKS), *(f"note: {text}" for text in (*sentences(_NOTES), *_unused_floor(recipe.schedule))))
 
 
 def rate_problems(recipe: Recipe, plan: Plan) -> Sequence[Problem]:
@@ -75,8 +76,11 @@ def rate_problems(recipe: Recipe, plan: Plan) -> Sequence[Problem]:
 
 
 def _filling_warmups(recipe: Recipe, plan: Plan, _: LearningRateSchedule) -> Iterator[Trouble]:
-    """A warmup that takes the whole stage, as asked or cut; pacing's small stages are meant to be led so."""
-    if recipe.curriculum.pacing is not None:
+    """A warmup that takes the whole stage, as asked or cut.
+
+    Pacing's small stages may be led so where one curve runs through all of them, but not where each draws its own.
+    """
+    if recipe.curriculum.pacing is not None and recipe.schedule.scope == "run":
         return
     for stage in plan.stages:
         if stage.warmup_steps == stage.num_steps > 1:
@@ -85,6 +89,19 @@ def _filling_warmups(recipe: Recipe, plan: Plan, _: LearningRateSchedule) -> Ite
                 stage.num_steps,
                 f"the warmup takes all of the stage's {stage.num_steps} steps, so that its schedule never starts; "
                 "shorten schedule.warmup, or give the stage its own warmup_steps",
+            )
+
+
+def _idle_stages(_: Recipe, plan: Plan, __: LearningRateSchedule) -> Iterator[Trouble]:
+    """Stages that read their text and learn nothing from it."""
+    for stage in plan.stages:
+        if stage.peak_lr == 0.0:
+            tokens = stage.end_tokens - stage.start_tokens
+            yield Trouble(
+                stage.index,
+                tokens,
+                f"the learning rate is 0, so that its {tokens:,} tokens are read and not learned from; "
+                "give lr_multiplier more than 0, or leave the stage out",
             )
 
 
@@ -132,9 +149,17 @@ def _far_from_rule(recipe: Recipe, plan: Plan, _: LearningRateSchedule) -> Itera
             )
 
 
+def _unused_floor(schedule: Schedule) -> Iterator[str]:
+    """No problem, since a recipe's floor stays there where another file or an override changes the type."""
+    ratio = schedule.min_lr_ratio
+    if schedule.type in TYPES_WITHOUT_FLOOR and ratio != Schedule.model_fields["min_lr_ratio"].get_default():
+        yield f"schedule.min_lr_ratio ({ratio:g}) does nothing for type {schedule.type}"
+
+
 _Check = Callable[[Recipe, Plan, LearningRateSchedule], Iterator[Trouble]]
 _CHECKS: tuple[_Check, ...] = (
     rate_warnings.jumps,
+    _idle_stages,
     _filling_warmups,
     rate_warnings.short_warmup,
     _short_stages,

@@ -57,7 +57,7 @@ def after_evaluation(state: PlateauState, val_loss: float, schedule: Schedule) -
 
 def _is_better(val_loss: float, best: float | None, schedule: Schedule) -> bool:
     if best is None:
-        return not math.isnan(val_loss)
+        return val_loss < math.inf
     if schedule.threshold_mode == "rel":
         return val_loss < best * (1.0 - schedule.threshold)
     return val_loss < best - schedule.threshold

@@ -225,3 +225,33 @@ def test_pacing_is_no_flood() -> None:
 def test_any_plan_can_be_judged(stages: list[dict[str, Any]], kind: str, scope: str) -> None:
     for text in warned(*stages, schedule={"type": kind, "scope": scope}):
         assert text.startswith(("stage", "note: stage"))
+
+
+def test_a_stage_without_a_rate() -> None:
+    assert warned({}, {"lr_multiplier": 0.0}, {})[0] == (
+        "stage 1: the learning rate is 0, so that its 68,096 tokens are read and not learned from; give lr_multiplier "
+        "more than 0, or leave the stage out"
+    )
+
+
+def test_pacing_that_is_nothing_but_warmups() -> None:
+    pacing = {"kind": "linear", "start_seq_len": 8, "end_seq_len": 64, "fraction": 0.5}
+
+    def warmups(scope: str) -> list[str]:
+        found = warned(curriculum={"pacing": pacing, "stages": None}, schedule={**QUIET, "scope": scope})
+        return [text for text in found if "the warmup takes all" in text]
+
+    # one curve runs through all stages, whose warmups only lead back to it
+    assert warmups("run") == []
+    (text,) = warmups("stage")
+    assert "so that its schedule never starts" in text
+
+
+@pytest.mark.parametrize("kind", ["constant", "one_cycle", "noam"])
+def test_a_floor_that_the_type_does_not_look_at(kind: str) -> None:
+    def notes(ratio: float) -> list[str]:
+        found = warned(schedule={"type": kind, "min_lr_ratio": ratio, "warmup": {"steps": 30}})
+        return [text for text in found if "min_lr_ratio (" in text]
+
+    assert notes(0.5) == [f"note: schedule.min_lr_ratio (0.5) does nothing for type {kind}"]
+    assert notes(0.1) == []  # the default, which a recipe need not mean
