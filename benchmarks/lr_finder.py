@@ -33,7 +33,7 @@ from ds_pretrain.engine.ranks import Ranks, start_ranks, stop_ranks
 from ds_pretrain.engine.snapshot import EngineSnapshot
 from ds_pretrain.observe.logs import quiet_libraries
 from ds_pretrain.schedules.lr_sweep import SweepPoint, steepest_rate
-from ds_pretrain.schedules.lr_trials import Baselines, Finding, Trial, first_peak, judge, next_peak
+from ds_pretrain.schedules.lr_trials import Baselines, Finding, Trial, first_peak, judge, next_peak, repetitions
 from ds_pretrain.train.lr_finder import run_sweep
 from ds_pretrain.train.setup import Setup, prepare_run, start_engine
 from ds_pretrain.train.stop import StopRequest
@@ -67,12 +67,12 @@ class Bench:
         """The stage of a length."""
         return next(stage for stage in self.setup.plan.stages if stage.seq_len == seq_len)
 
-    def train(self, seq_len: int, peak_lr: float) -> Trial:
+    def train(self, seq_len: int, peak_lr: float, repetition: int = 0) -> Trial:
         """A short training, whose loss is that of the validation text at the length."""
         stage = self.stage(seq_len)
         self.snapshot.restore()
         warmup = stage_shape(self.setup.recipe, stage).warmup_steps
-        trial = self.trainer.try_peak(stage, peak_lr, warmup, lambda points: None)
+        trial = self.trainer.try_peak(stage, peak_lr, warmup, lambda points: None, repetition)
         print(f"length {seq_len}: {peak_lr:g} -> {trial.loss:.3f}", flush=True)
         return trial
 
@@ -92,7 +92,7 @@ def find(bench: Bench, seq_len: int, kept: dict[str, Any], keep: Callable[[], No
         kept["sweep"] = [asdict(point) for point in sweep]
         peak = first_peak(steepest_rate(sweep, settings), settings)
     while peak is not None:
-        trials.append(bench.train(seq_len, peak))
+        trials.append(bench.train(seq_len, peak, repetitions(trials, peak)))
         kept.setdefault("trials", []).append(asdict(trials[-1]))
         keep()
         peak = next_peak(trials, baselines, settings)

@@ -48,7 +48,9 @@ def _panel(axes: Axes, shape: Shape, result: ShapeResult, smoothing: float) -> N
     axes.plot([point.lr for point in sweep], losses, color="0.65", linewidth=1.2, label="sweep, smoothed")
     trials = sorted((trial.peak_lr, trial.loss) for trial in result.trials if math.isfinite(trial.loss))
     rates, ends = [rate for rate, _ in trials], [loss for _, loss in trials]
-    axes.plot(rates, ends, color="black", marker="o", label="end of a short training")
+    axes.plot(rates, ends, "o", color="black", label="end of a short training")
+    better = dict(reversed(trials))  # of two trials at a rate
+    axes.plot(list(better), list(better.values()), color="black")
     for key, color, style, name in _MARKS:
         rate = getattr(finding, key)
         axes.axvline(rate, color=color, linestyle=style, linewidth=1.8, label=f"{name}, {rate:.2g}")

@@ -5,6 +5,9 @@ at the same weights and see the same rows. Their peaks are rungs of one ladder, 
 climbed up until no rate trains any more, and down until a lower rate is worse. So what is reported was trained at,
 and is not predicted from a sweep.
 
+The lowest rate that does not train gets a second trial, over other rows: near the edge, whether a training comes
+through is a matter of luck. A rate trains if one of its trials does; its loss is that of the better one.
+
 A trial *trains* if it learns what a broken model does not. A model that was broken by its rate still knows how often
 each token occurs; so the baseline is the loss of knowing only that (or the first loss, for weights that knew more),
 and a trial trains if it gets at least a quarter as far below it as the best one.
@@ -29,6 +32,8 @@ FROM_STEEPEST = 4.0
 TRAINS = 0.25
 # nats below the loss of knowing frequencies from which on a trial has certainly learned more than them
 MARGIN = 0.1
+# trials of a rung that decides where the edge is
+_TRIES = 2
 # the suggestion is never more than this part of the edge
 MIN_DIVISOR = 4.0
 FLOOR = 0.1
@@ -120,7 +125,7 @@ def first_peak(steepest: float, settings: LrFinder) -> float:
 
 
 def next_peak(trials: Sequence[Trial], baselines: Baselines, settings: LrFinder) -> float | None:
-    """The peak rate to try next; None where the trials are enough.
+    """The peak rate to try next, which may be that of a trial before; None where the trials are enough.
 
     Args:
         trials: so far, at least one, in any order: rungs without a gap.
@@ -139,7 +144,7 @@ def next_peak(trials: Sequence[Trial], baselines: Baselines, settings: LrFinder)
     goes_up = trains[-1] and up <= settings.end_lr
     if wants_lower and down >= settings.start_lr and not (len(trials) == 1 and goes_up):
         return down
-    return up if goes_up else None
+    return up if goes_up else _doubtful(ladder, trains, trials)
 
 
 def judge(trials: Sequence[Trial], baselines: Baselines, settings: LrFinder) -> Finding:
@@ -175,7 +180,27 @@ def _height(rate: float) -> float:
 
 
 def _ladder(trials: Sequence[Trial]) -> list[Trial]:
-    return sorted(trials, key=lambda trial: trial.peak_lr)
+    """The better trial of every rung, from the lowest rate up."""
+    better: dict[float, Trial] = {}
+    for trial in sorted(trials, key=lambda trial: trial.loss):
+        better.setdefault(trial.peak_lr, trial)
+    return [better[peak] for peak in sorted(better)]
+
+
+def _doubtful(ladder: Sequence[Trial], trains: Sequence[bool], trials: Sequence[Trial]) -> float | None:
+    """The rung above the highest one that trains, unless it was tried twice or its numbers broke; None without one."""
+    if not any(trains):
+        return None
+    above = len(trains) - trains[::-1].index(True)
+    if above == len(ladder) or not math.isfinite(ladder[above].loss):
+        return None
+    peak = ladder[above].peak_lr
+    return peak if repetitions(trials, peak) < _TRIES else None
+
+
+def repetitions(trials: Sequence[Trial], peak_lr: float) -> int:
+    """How many of the trials were at a rate."""
+    return sum(trial.peak_lr == peak_lr for trial in trials)
 
 
 def _best(ladder: Sequence[Trial]) -> Trial:

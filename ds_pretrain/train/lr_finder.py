@@ -22,7 +22,7 @@ from ds_pretrain.observe.logs import quiet_libraries
 from ds_pretrain.observe.lr_finder_files import OVERLAY, ShapeResult, write_results
 from ds_pretrain.observe.lr_finder_table import finder_table
 from ds_pretrain.schedules.lr_sweep import SweepPoint, steepest_rate, sweep_ending, sweep_rates
-from ds_pretrain.schedules.lr_trials import Trial, first_peak, judge, next_peak
+from ds_pretrain.schedules.lr_trials import Trial, first_peak, judge, next_peak, repetitions
 from ds_pretrain.train.run import on_ranks, say
 from ds_pretrain.train.run_folder import run_folder
 from ds_pretrain.train.setup import prepare_run, start_engine
@@ -117,7 +117,7 @@ def find_shape(
     while peak is not None:
         snapshot.restore()
         show = partial(listener.step, f"training {len(trials) + 1}")
-        trials.append(trainer.try_peak(stage, peak, shape.warmup_steps, show))
+        trials.append(trainer.try_peak(stage, peak, shape.warmup_steps, show, repetitions(trials, peak)))
         listener.trial(trials[-1])
         peak = next_peak(trials, baselines, settings)
     return ShapeResult(tuple(sweep), tuple(trials), baselines, judge(trials, baselines, settings))

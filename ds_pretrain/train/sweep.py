@@ -40,7 +40,11 @@ class SweepTrainer:
         self.evaluator = Evaluator(validation, setup.recipe, ranks, setup.input_format) if validation else None
 
     def train(
-        self, stage: StagePlan, rates: Sequence[float], is_over: Callable[[Sequence[SweepPoint]], bool]
+        self,
+        stage: StagePlan,
+        rates: Sequence[float],
+        is_over: Callable[[Sequence[SweepPoint]], bool],
+        skipped_steps: int = 0,
     ) -> list[SweepPoint]:
         """Takes a step at every rate; one that is too high ends nothing: its step is a point like any other.
 
@@ -48,14 +52,15 @@ class SweepTrainer:
             stage: whose shape to train with.
             rates: learning rate of every step.
             is_over: asked after every step with the points so far, which are alike on every rank.
+            skipped_steps: whose rows are passed over.
 
         Returns:
             A point for every step taken.
         """
-        first = self._from_the_start(stage, len(rates))
+        first = self._from_the_start(stage, skipped_steps + len(rates))
         apply_stage(self.engine, first)
         points: list[SweepPoint] = []
-        with self._loader(first) as loader:
+        with self._loader(first, skipped_steps) as loader:
             for lr, batch in zip(rates, loader, strict=False):
                 set_learning_rate(self.engine, lr)
                 result = train_batch(self.engine, batch, batch.target_tokens, lr, Requests())
@@ -66,7 +71,12 @@ class SweepTrainer:
         return points
 
     def try_peak(
-        self, stage: StagePlan, peak_lr: float, warmup_steps: int, show: Callable[[Sequence[SweepPoint]], None]
+        self,
+        stage: StagePlan,
+        peak_lr: float,
+        warmup_steps: int,
+        show: Callable[[Sequence[SweepPoint]], None],
+        repetition: int = 0,
     ) -> Trial:
         """A short training, which ends early only where numbers are not finite.
 
@@ -77,6 +87,7 @@ class SweepTrainer:
             peak_lr: rate at the end of the warmup.
             warmup_steps: of the trial's steps, the warmup.
             show: told the points so far after every step.
+            repetition: how often the rate was tried before; each time sees other rows.
         """
 
         def is_over(points: Sequence[SweepPoint]) -> bool:
@@ -84,7 +95,7 @@ class SweepTrainer:
             return points[-1].bad
 
         steps = self.setup.recipe.lr_finder.trial_steps
-        points = self.train(stage, trial_rates(peak_lr, steps, warmup_steps), is_over)
+        points = self.train(stage, trial_rates(peak_lr, steps, warmup_steps), is_over, repetition * steps)
         loss = math.inf
         if not points[-1].bad:
             last = points[-last_steps(steps) :]
@@ -131,8 +142,8 @@ class SweepTrainer:
         steps = max(stage.num_steps, settings.steps + settings.trial_steps, steps)
         return replace(stage, index=0, start_step=0, end_step=steps, start_tokens=0, start_cursor=0)
 
-    def _loader(self, stage: StagePlan) -> StepLoader:
-        return open_loader(self.setup, self.ranks, [stage], 0)
+    def _loader(self, stage: StagePlan, step: int = 0) -> StepLoader:
+        return open_loader(self.setup, self.ranks, [stage], step)
 
 
 def _counted(micro_batches: Iterable[MicroBatch], vocab_size: int) -> NDArray[np.int64]:

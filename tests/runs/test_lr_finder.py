@@ -113,8 +113,12 @@ def test_every_shape_is_measured_to_its_end_whatever_happens(found: tuple[Path, 
     ]  # fmt: skip
     for each in shapes:
         assert each["sweep_ending"] in ("diverged", "not finite", "stalled")
-        firsts = {trial["points"][0]["loss"] for trial in each["trials"]}
-        assert firsts == {each["sweep"][0]["loss"]}  # the same weights and rows, to the bit
+        firsts: dict[float, list[float]] = {}
+        for trial in each["trials"]:
+            firsts.setdefault(trial["peak_lr"], []).append(trial["points"][0]["loss"])
+        # the same weights and rows, to the bit; a second trial at a rate has other rows
+        assert {losses[0] for losses in firsts.values()} == {each["sweep"][0]["loss"]}
+        assert all(loss != losses[0] for losses in firsts.values() for loss in losses[1:])
         assert 0 < each["suggestion"] <= each["edge"] / 4
         assert each["divisor"] == each["edge"] / each["suggestion"]
         assert 1 < each["frequency_loss"] < math.log(400)

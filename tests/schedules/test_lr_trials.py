@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from ds_pretrain.config import LrFinder
 from ds_pretrain.schedules.lr_sweep import SweepPoint
-from ds_pretrain.schedules.lr_trials import Baselines, Finding, Trial, first_peak, judge, next_peak, trial_rates
+from ds_pretrain.schedules.lr_trials import (
+    Baselines,
+    Finding,
+    Trial,
+    first_peak,
+    judge,
+    next_peak,
+    repetitions,
+    trial_rates,
+)
 
 FREQUENCY = 6.4
 BASELINES = Baselines(first=8.3, frequencies=FREQUENCY)
@@ -30,11 +39,14 @@ def ladder(losses: Mapping[float, float]) -> list[Trial]:
     return [trial(rate, loss) for rate, loss in losses.items()]
 
 
-def climbed(first: float, loss_at: Callable[[float], float], chosen: LrFinder) -> tuple[list[float], Finding]:
-    """The rates tried, in order, and the finding."""
+def climbed(
+    first: float, loss_at: Callable[[float], float], chosen: LrFinder, again: Callable[[float], float] | None = None
+) -> tuple[list[float], Finding]:
+    """The rates tried, in order, and the finding; ``again`` gives the losses of second trials, ``loss_at``'s if not."""
     trials, peak = [], first_peak(first / 4, chosen)
     while True:
-        trials.append(trial(peak, loss_at(peak)))
+        repeated = again is not None and repetitions(trials, peak)
+        trials.append(trial(peak, again(peak) if repeated and again is not None else loss_at(peak)))
         following = next_peak(trials, BASELINES, chosen)
         if following is None:
             return [each.peak_lr for each in trials], judge(trials, BASELINES, chosen)
@@ -64,9 +76,13 @@ CURVE = {2.5e-4: 6.9, 5e-4: 6.2, 1e-3: 5.8, 2e-3: 5.4, 4e-3: 5.5, 8e-3: 5.7, 1.6
 @pytest.mark.parametrize(
     ("first", "tried"),
     [
-        (2e-3, [2e-3, 4e-3, 1e-3, 8e-3, 1.6e-2, 3.2e-2]),  # down until one is worse, then up until one does not train
-        (1e-3, [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]),
-        (3.2e-2, [3.2e-2, 6.4e-2, 1.6e-2, 8e-3, 4e-3, 2e-3, 1e-3]),  # the lower ones show that it does not train
+        # down until one is worse, then up until one does not train, which is tried again
+        (2e-3, [2e-3, 4e-3, 1e-3, 8e-3, 1.6e-2, 3.2e-2, 3.2e-2]),
+        (1e-3, [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 3.2e-2]),
+        (
+            3.2e-2,
+            [3.2e-2, 6.4e-2, 1.6e-2, 8e-3, 4e-3, 2e-3, 1e-3, 3.2e-2],
+        ),  # the lower ones show that it does not train
     ],
 )
 def test_the_ladder_is_climbed_as_far_as_it_tells(first: float, tried: list[float]) -> None:
@@ -93,7 +109,7 @@ def test_the_suggestion_keeps_off_the_edge() -> None:
 def test_a_number_as_divisor_asks_for_the_edge_alone() -> None:
     chosen = settings(safety_divisor=6.0)
     rates, finding = climbed(2e-3, CURVE.__getitem__, chosen)
-    assert rates == [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]
+    assert rates == [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 3.2e-2]
     assert finding.suggestion == 1.6e-2 / 6
     assert finding.divisor == pytest.approx(6.0)
 
@@ -102,6 +118,13 @@ def test_a_rate_that_breaks_numbers_is_the_end_of_the_climb() -> None:
     rates, finding = climbed(2e-3, lambda rate: CURVE[rate] if rate < 1e-2 else math.inf, settings())
     assert rates == [2e-3, 4e-3, 1e-3, 8e-3, 1.6e-2]
     assert finding.edge == 8e-3
+
+
+def test_a_rate_trains_if_its_second_trial_does() -> None:
+    lucky = {**CURVE, 3.2e-2: 6.1}
+    rates, finding = climbed(2e-3, CURVE.__getitem__, settings(), lucky.__getitem__)
+    assert rates == [2e-3, 4e-3, 1e-3, 8e-3, 1.6e-2, 3.2e-2, 3.2e-2, 6.4e-2, 6.4e-2]
+    assert (finding.edge, finding.edge_bound, finding.best) == (3.2e-2, "exact", 2e-3)
 
 
 def test_bounds_where_the_range_ends() -> None:
@@ -147,6 +170,6 @@ def test_best_and_edge_are_found_wherever_the_climb_begins(
     assert finding.best == 1e-3 * 2.0**best
     assert finding.edge == 1e-3 * 2.0 ** (best + room)
     assert finding.suggestion == min(finding.best, finding.edge / 4)
-    heights = sorted(round(math.log2(rate / 1e-3)) for rate in rates)
+    heights = sorted({round(math.log2(rate / 1e-3)) for rate in rates})
     assert heights == list(range(heights[0], heights[-1] + 1))
     assert all(chosen.start_lr <= rate <= chosen.end_lr for rate in rates)
