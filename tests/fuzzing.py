@@ -25,7 +25,7 @@ from ds_pretrain.engine.checkpoint_list import checkpoint_entries, is_good, last
 from ds_pretrain.errors import UserError
 from ds_pretrain.observe.checkpoint_table import checkpoint_document, checkpoint_table
 from ds_pretrain.observe.jsonl import cut_after, read_jsonl
-from ds_pretrain.train.recovery import is_rejected, read_history, unlogged
+from ds_pretrain.train.history import is_rejected, read_history, unlogged
 
 _TEXT = st.text(max_size=12) | st.sampled_from(
     ["", "\0", "a\0b", "../../etc/passwd", "/", "~", "${oc.env:HOME}", "1e3", "\ud800", "x" * 300, "-1", "nan", "null"]

@@ -6,6 +6,7 @@ Needs neither torch nor deepspeed.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,4 +137,4 @@ def _whole_number(value: object) -> int | None:
 
 def _val_loss(state: Mapping[str, Any]) -> float | None:
     loss = state.get("val_loss")
-    return loss if isinstance(loss, float) else None
+    return loss if isinstance(loss, float) and math.isfinite(loss) else None  # no number is no lowest loss

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import build_plan
-from ds_pretrain.curriculum.skips import Skip
 from ds_pretrain.data.indexed import TokenFile
 from ds_pretrain.data.loader import BatchReader
 from ds_pretrain.data.positions import epoch_positions
 from ds_pretrain.data.stream import TokenStream
 from ds_pretrain.data.tokenizer import load_tokenizer
 from ds_pretrain.errors import UserError
-from ds_pretrain.guards import RollbackHistory
 from ds_pretrain.train.corpus import resolve_corpus
+from ds_pretrain.train.history import read_history
 from ds_pretrain.train.run_folder import run_folder
 
 
@@ -59,7 +59,8 @@ def sample_step(recipe: Recipe, step: int, rank: int | None = None, world_size: 
         Rank after rank, in the order in which they are trained on.
 
     Raises:
-        UserError: the run has no such step or rank, or no tokenizer that could decode it.
+        UserError: the run has no such step or rank, files of its folder are damaged, or it has no tokenizer to decode
+            with.
     """
     folder = run_folder(recipe)
     ranks = world_size or _ranks_of(folder)
@@ -75,7 +76,8 @@ def sample_step(recipe: Recipe, step: int, rank: int | None = None, world_size: 
     tokenizer = load_tokenizer(corpus.tokenizer)
     files = [TokenFile.open(prefix) for _, prefix in corpus.train]
     streams = [TokenStream(file.tokens, recipe.data.max_seq_len, recipe.run.seed) for file in files]
-    skips = run_skips(folder)
+    skips = read_history(folder).skips
+    starts = [_document_starts(file) for file in files]
     stage = plan.stage_at(step - 1)
 
     def rows(of: int) -> Iterator[SampledRow]:
@@ -88,24 +90,29 @@ def sample_step(recipe: Recipe, step: int, rank: int | None = None, world_size: 
             token = int(places.at[0])
             text = tokenizer.decode(inputs[0].tolist())
             name = corpus.train[source][0]
-            yield SampledRow(of, row, stage.index, name, _document(files[source], token), token, text)
+            yield SampledRow(of, row, stage.index, name, _document(starts[source], token), token, text)
 
     return [row for of in ([rank] if rank is not None else range(ranks)) for row in rows(of)]
 
 
-def run_skips(folder: Path) -> Sequence[Skip]:
-    """What the rollbacks of a run have left out, by its ``recovery.json``; nothing where there is none."""
-    file = folder / "recovery.json"
-    if not file.is_file():
-        return ()
-    return RollbackHistory.from_json(json.loads(file.read_text(encoding="utf-8"))).skips
-
-
 def _ranks_of(folder: Path) -> int:
-    file = folder / "plan.json"
-    return int(json.loads(file.read_text(encoding="utf-8"))["world_size"]) if file.is_file() else 1
+    """As the plan in the run's folder says; 1 where there is none."""
+    path = folder / "plan.json"
+    if not path.is_file():
+        return 1
+    try:
+        ranks = json.loads(path.read_text(encoding="utf-8"))["world_size"]
+        if not isinstance(ranks, int) or ranks < 1:
+            raise ValueError(f"world_size is {ranks!r}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: does not say the number of ranks ({error}); give --world-size") from error
+    return ranks
 
 
-def _document(file: TokenFile, token: int) -> int:
-    ends = np.concatenate(([0], np.cumsum(file.sequence_lengths, dtype=np.int64)))[file.document_bounds]
-    return int(np.searchsorted(ends, token, side="right")) - 1
+def _document_starts(file: TokenFile) -> NDArray[np.int64]:
+    """First token of every document, and the end."""
+    return np.concatenate(([0], np.cumsum(file.sequence_lengths, dtype=np.int64)))[file.document_bounds]
+
+
+def _document(starts: NDArray[np.int64], token: int) -> int:
+    return int(np.searchsorted(starts, token, side="right")) - 1

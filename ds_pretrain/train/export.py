@@ -14,7 +14,7 @@ from ds_pretrain.engine.consolidate import whole_weights
 from ds_pretrain.errors import CheckpointError, UserError
 from ds_pretrain.model.build import build_model, model_config
 from ds_pretrain.train.corpus import resolve_corpus
-from ds_pretrain.train.recovery import is_rejected, read_history
+from ds_pretrain.train.history import is_rejected, read_history
 from ds_pretrain.train.run_folder import CHECKPOINTS, CONFIG
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from ds_pretrain.model.groups import ParameterGroup
 from ds_pretrain.observe.jsonl import METRICS_FILE
 from ds_pretrain.train.continuation import recipe_changes
 from ds_pretrain.train.corpus import Corpus
-from ds_pretrain.train.recovery import is_rejected, read_history
+from ds_pretrain.train.history import is_rejected, read_history
 from ds_pretrain.train.run_folder import CHECKPOINTS, check_corpus, check_layout, check_recipe, saved_recipe
 from ds_pretrain.train.trainer import Position, position_from
 

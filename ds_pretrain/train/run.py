@@ -29,7 +29,7 @@ from ds_pretrain.observe.wandb_tracker import start_wandb
 from ds_pretrain.train.evaluation import Evaluator
 from ds_pretrain.train.flops import flops_per_token, peak_flops
 from ds_pretrain.train.formats import positions_run_on
-from ds_pretrain.train.recovery import unlogged
+from ds_pretrain.train.history import unlogged
 from ds_pretrain.train.resume import load
 from ds_pretrain.train.setup import Setup, open_folder, open_loader, prepare_run, start_engine
 from ds_pretrain.train.stop import StopRequest, ignore_requests

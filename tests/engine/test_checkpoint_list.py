@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,10 @@ def test_a_state_that_cannot_be_read_is_a_clear_error(tmp_path: Path, text: str 
         (tmp_path / "state.json").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=reason):
         read_state(tmp_path)
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    for step, loss in ((10, math.nan), (20, 3.5), (30, -math.inf)):
+        save(tmp_path, step, val_loss=loss)
+    assert [entry.step for entry in checkpoint_entries(tmp_path) if entry.best] == [20]
+    json.dumps(checkpoint_document(checkpoint_entries(tmp_path)), allow_nan=False)

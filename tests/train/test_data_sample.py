@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,31 @@ def test_rollbacks_of_the_run_are_taken_into_account(mixed: Recipe) -> None:
     (folder / "recovery.json").unlink()
     assert after == trained_on(mixed, 5, 1, (Skip(3, 4),))
     assert after != before
+    # the file is lost: the run itself reads the copy in its checkpoint
+    checkpoint = folder / "checkpoints/step_00000010"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text(json.dumps({"step": 10, "recovery": history}), encoding="utf-8")
+    assert [row.text for row in sample_step(mixed, 5)] == after
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("recovery.json", "{", "recovery.json: cannot be read"),
+        ("plan.json", "[]", "plan.json: does not say the number of ranks"),
+        ("plan.json", '{"world_size": "two"}', "plan.json: does not say the number of ranks"),
+    ],
+)
+def test_a_damaged_file_of_the_run_is_named(mixed: Recipe, name: str, text: str, message: str) -> None:
+    folder = Path(mixed.run.output_dir) / "sampled"
+    folder.mkdir(parents=True)
+    (folder / name).write_text(text, encoding="utf-8")
+    try:
+        with pytest.raises(UserError, match=message):
+            sample_step(mixed, 5)
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_what_the_run_does_not_have_is_refused(mixed: Recipe) -> None:

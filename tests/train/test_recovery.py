@@ -12,13 +12,8 @@ from ds_pretrain.engine.checkpoint_files import STATE, checkpoint_folder, list_c
 from ds_pretrain.engine.checkpoint_list import is_good, last_good
 from ds_pretrain.errors import CheckpointError
 from ds_pretrain.guards import GuardState, Rollback, RollbackHistory
-from ds_pretrain.train.recovery import (
-    RECOVERY,
-    is_rejected,
-    read_history,
-    set_rejected_aside,
-    unlogged,
-)
+from ds_pretrain.train.history import RECOVERY, is_rejected, read_history, unlogged
+from ds_pretrain.train.recovery import set_rejected_aside
 from ds_pretrain.train.run_folder import CHECKPOINTS
 
 NONE = RollbackHistory()
