@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from ds_pretrain.config import Recipe, dump_recipe, parse_recipe
+from ds_pretrain.config.data import Source
 from ds_pretrain.curriculum import Plan, StagePlan, build_plan, plan_problems
 from ds_pretrain.data.order import RowOrder
 from ds_pretrain.data.rows import shuffle_block
@@ -26,12 +27,14 @@ _FREE = (
     "tracking.",
     "checkpoint.",
     "evaluation.",
+    "data.validation",
     "safety.",
     "lr_finder.",
     "data.prefetch_steps",
     "data.cache_dir",
     "deepspeed.communication_timeout_seconds",
 )
+_EVALUATION = ("evaluation.", "data.validation")
 _LAYOUT = (
     "train.",
     "model.gradient_checkpointing",
@@ -81,7 +84,7 @@ def recipe_document(recipe: Recipe) -> dict[str, Any]:
 def changeable(recipe: Recipe) -> tuple[str, ...]:
     """The keys that may change on resume: how a run is evaluated too, unless its learning rate follows that."""
     follows = recipe.schedule.type == "plateau"
-    return tuple(key for key in (*_FREE, *_LAYOUT) if not (follows and key == "evaluation."))
+    return tuple(key for key in (*_FREE, *_LAYOUT) if not (follows and key in _EVALUATION))
 
 
 def recipe_changes(
@@ -129,7 +132,8 @@ def recipe_changes(
     refused: list[str] = []
     for key in changed:
         line = f"{key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
-        (allowed if key.startswith(free) or (key in planned and not trained) else refused).append(line)
+        may = key.startswith(free) or (key in planned and not trained) or _moved(key, old.get(key), new.get(key))
+        (allowed if may else refused).append(line)
     return Changes(tuple(allowed), (*refused, *trained))
 
 
@@ -187,6 +191,20 @@ def _is_planned(key: str, recipe: Recipe) -> bool:
     if recipe.schedule.type == "plateau" and key.startswith("schedule."):
         return False  # its rate follows what was seen, which no plan tells
     return key == "optimizer.lr" or key.startswith(_PLAN[:2])
+
+
+def _moved(key: str, old: object, new: object) -> bool:
+    """Whether the training text lies elsewhere and is called the same; its checksum tells whether it is the same."""
+    if key != "data.train":
+        return False
+    was, now = (
+        [
+            (source.label, source.text, source.weight)
+            for source in map(Source.model_validate, sources if isinstance(sources, list) else [])
+        ]
+        for sources in (old, new)
+    )
+    return was == now
 
 
 def _known(saved: Mapping[str, Any]) -> Recipe | None:

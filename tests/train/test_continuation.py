@@ -63,6 +63,33 @@ def test_what_changes_nothing_in_what_is_learned_may_change_and_is_listed(sectio
     assert len(found.allowed) == len(keys) + (section == "tracking")
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "may"),
+    [
+        ([{"path": "old/corpus"}], [{"path": "new/corpus"}], True),
+        ([{"path": "old/corpus"}], [{"path": "new/text", "name": "corpus"}], True),
+        ([{"path": "old/corpus"}], [{"path": "new/text"}], False),  # another name in metrics and data_weights
+        ([{"path": "a", "weight": 2.0}, {"path": "b"}], [{"path": "a", "weight": 1.0}, {"path": "b"}], False),
+        ([{"path": "a"}, {"path": "b"}], [{"path": "b"}, {"path": "a"}], False),
+        ([{"path": "a"}], [{"path": "a"}, {"path": "b"}], False),
+    ],
+)
+def test_a_corpus_may_lie_elsewhere(before: list[dict[str, Any]], after: list[dict[str, Any]], may: bool) -> None:
+    found = changes(recipe(data={"train": before}), recipe(data={"train": after}), 6)
+    told = found.allowed if may else found.refused
+    assert len(told) == 1
+    assert told[0].startswith("data.train: ")
+
+
+def test_validation_text_may_change_where_no_rate_follows_it() -> None:
+    other = {"train": [{"path": "corpus"}], "validation": [{"path": "other"}]}
+    found = changes(recipe(), recipe(data=other), 6)
+    assert (len(found.allowed), found.refused) == (1, ())
+    plateau = {"schedule": {"type": "plateau"}, "evaluation": {"every_steps": 2}}
+    one = {"train": [{"path": "corpus"}], "validation": [{"path": "one"}]}
+    assert changes(recipe(data=one, **plateau), recipe(data=other, **plateau), 6).allowed == ()
+
+
 def test_both_values_are_told() -> None:
     assert changes(recipe(), recipe(checkpoint={"keep_last": 1}), 6).allowed == (
         "checkpoint.keep_last: 3 in the run, 1 now",
