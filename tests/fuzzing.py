@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from support import PUBLISHED, TINY
 
 from ds_pretrain.config import load_recipe
+from ds_pretrain.data.index_check import check_index
 from ds_pretrain.data.indexed import TokenFile
 from ds_pretrain.data.manifest import read_manifest as read_corpus_manifest
 from ds_pretrain.engine.checkpoint_files import damage, list_checkpoints
@@ -251,11 +252,13 @@ def read_recipe(content: bytes, folder: Path, overrides: list[str]) -> None:
 
 
 def read_index(content: bytes, folder: Path, tokens: int) -> None:
-    """What ``TokenFile.open`` makes of an index, beside token ids of a length of their own."""
+    """What opening, and checking, make of an index, beside token ids of a length of their own."""
     (folder / "corpus.idx").write_bytes(content)
     (folder / "corpus.bin").write_bytes(b"\1\0" * tokens)
     with suppress(UserError):
         corpus = TokenFile.open(folder / "corpus")
+        assert corpus.document_at(corpus.num_tokens - 1) >= 0 or corpus.num_documents == 0
+        check_index(corpus)
         assert corpus.num_tokens == int(corpus.document_lengths.sum())
         assert corpus.num_documents >= 0
 

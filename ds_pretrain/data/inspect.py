@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ds_pretrain.data.index_check import check_index
 from ds_pretrain.data.manifest import Manifest, open_corpus, verify
 from ds_pretrain.data.token_ids import check_ids
 from ds_pretrain.data.tokenizer import load_tokenizer
@@ -60,7 +61,7 @@ class Inspection:
 def inspect_corpus(
     prefix: Path, *, samples: int = 3, tokenizer: str | None = None, verify_all: bool = False
 ) -> Inspection:
-    """Look at a corpus; only the index is read, and the samples, unless all of it is to be verified.
+    """Look at a corpus; only the index is read, and checked, and the samples, unless all of it is to be verified.
 
     Args:
         prefix: path without ``.bin`` and ``.idx``.
@@ -72,6 +73,7 @@ def inspect_corpus(
         DataError: the files are damaged, differ from their manifest, or hold a token beyond the vocabulary.
     """
     corpus, manifest = open_corpus(prefix)
+    check_index(corpus)
     lengths = corpus.document_lengths
     loaded = None
     if tokenizer is None and manifest is not None:

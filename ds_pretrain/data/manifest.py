@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ds_pretrain import __version__
+from ds_pretrain.data.index_check import check_index
 from ds_pretrain.data.indexed import TokenFile, bin_path, idx_path, sync_path
 from ds_pretrain.errors import DataError
 
@@ -101,7 +102,7 @@ def describe(
     selection: Mapping[str, float | int | str | bool | None] = {},
     left_out: Mapping[str, int] = {},
 ) -> Manifest:
-    """The manifest of the corpus at ``prefix``, its checksums computed from the files.
+    """The manifest of the corpus at ``prefix``, its index checked and its checksums computed from the files.
 
     Args:
         prefix: path without ``.bin`` and ``.idx``.
@@ -111,8 +112,12 @@ def describe(
         eos_id: token that ends every document.
         selection: what was taken of the sources.
         left_out: documents left out, by reason.
+
+    Raises:
+        DataError: the files are damaged.
     """
     corpus = TokenFile.open(prefix)
+    check_index(corpus)
     return Manifest(
         sources=list(sources),
         documents=corpus.num_documents,

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from ds_pretrain.data.documents import LeftOut
 from ds_pretrain.data.duplicates import DigestSet
-from ds_pretrain.data.indexed import bin_path, idx_path, sync_path, write_index
+from ds_pretrain.data.indexed import bin_path, idx_path, sync_path
 from ds_pretrain.data.manifest import Manifest, describe, manifest_path, open_corpus, write_manifest
 from ds_pretrain.data.shard import SPLITS, Commit, Job, counts, load_column, read_job, read_journal, shard_folder
+from ds_pretrain.data.token_writer import write_index
 from ds_pretrain.errors import DataError
 
 _COPY_BYTES = 16 << 20

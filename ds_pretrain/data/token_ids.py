@@ -36,10 +36,9 @@ def check_ids(corpus: TokenFile, vocab_size: int | None, at_most: int | None = N
 
 
 def _beyond(corpus: TokenFile, position: int, vocab_size: int | None) -> DataError:
-    document = int(np.searchsorted(np.cumsum(corpus.document_lengths, dtype=np.int64), position, side="right"))
     allowed = "0 and more" if vocab_size is None else f"0 to {vocab_size - 1}, below the vocabulary of {vocab_size}"
     return DataError(
-        f"{bin_path(corpus.prefix)}: token {position}, in document {document}: found id "
+        f"{bin_path(corpus.prefix)}: token {position}, in document {corpus.document_at(position)}: found id "
         f"{int(corpus.tokens[position])}; allowed: {allowed}; use the tokenizer that the corpus was made with, or "
         "prepare it again"
     )

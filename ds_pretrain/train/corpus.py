@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ds_pretrain.config import Recipe
 from ds_pretrain.data.cache import CachedCorpus, prepare_cached
+from ds_pretrain.data.index_check import check_index
 from ds_pretrain.data.manifest import Manifest, open_corpus
 from ds_pretrain.data.positions import known_positions
 from ds_pretrain.data.prepare import Progress
@@ -72,6 +73,19 @@ def resolve_corpus(recipe: Recipe, progress: Progress | None = None) -> Corpus:
         found.bin_sha256 if found is not None else f"{tokens.num_tokens} tokens" for tokens, found in corpora
     ]
     return Corpus(tuple(train), tuple(validation), tokenizer, vocabulary, _joined(fingerprints))
+
+
+def check_foreign(corpus: Corpus) -> None:
+    """Reads the whole index of every token file without a manifest; the others' were read when they were written.
+
+    Raises:
+        DataError: an index is damaged.
+    """
+    for _, prefix in (*corpus.train, *corpus.validation):
+        tokens, manifest = open_corpus(prefix)
+        if manifest is None:
+            print(f"corpus: {prefix} has no manifest: its whole index is checked", flush=True)
+            check_index(tokens)
 
 
 def known_vocabulary(recipe: Recipe) -> Vocabulary | None:

@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ds_pretrain.config import Recipe
 from ds_pretrain.curriculum import build_plan
 from ds_pretrain.data.indexed import TokenFile
@@ -77,7 +74,6 @@ def sample_step(recipe: Recipe, step: int, rank: int | None = None, world_size: 
     files = [TokenFile.open(prefix) for _, prefix in corpus.train]
     streams = [TokenStream(file.tokens, recipe.data.max_seq_len, recipe.run.seed) for file in files]
     skips = read_history(folder).skips
-    starts = [_document_starts(file) for file in files]
     stage = plan.stage_at(step - 1)
 
     def rows(of: int) -> Iterator[SampledRow]:
@@ -90,7 +86,7 @@ def sample_step(recipe: Recipe, step: int, rank: int | None = None, world_size: 
             token = int(places.at[0])
             text = tokenizer.decode(inputs[0].tolist())
             name = corpus.train[source][0]
-            yield SampledRow(of, row, stage.index, name, _document(starts[source], token), token, text)
+            yield SampledRow(of, row, stage.index, name, files[source].document_at(token), token, text)
 
     return [row for of in ([rank] if rank is not None else range(ranks)) for row in rows(of)]
 
@@ -107,12 +103,3 @@ def _ranks_of(folder: Path) -> int:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: does not say the number of ranks ({error}); give --world-size") from error
     return ranks
-
-
-def _document_starts(file: TokenFile) -> NDArray[np.int64]:
-    """First token of every document, and the end."""
-    return np.concatenate(([0], np.cumsum(file.sequence_lengths, dtype=np.int64)))[file.document_bounds]
-
-
-def _document(starts: NDArray[np.int64], token: int) -> int:
-    return int(np.searchsorted(starts, token, side="right")) - 1

@@ -120,7 +120,9 @@ def _document_end(corpus: Corpus) -> int:
 def _check_ends(prefix: Path, end: int) -> None:
     """Looks at the last token of the first documents."""
     corpus = TokenFile.open(prefix)
-    bounds = corpus.document_bounds[: _DOCUMENTS_LOOKED_AT + 1]
+    bounds = np.arange(min(corpus.num_documents, _DOCUMENTS_LOOKED_AT) + 1)
+    if corpus.document_bounds is not None:
+        bounds = corpus.document_bounds[: _DOCUMENTS_LOOKED_AT + 1]
     ends = np.concatenate(([0], np.cumsum(corpus.sequence_lengths[: bounds[-1]], dtype=np.int64)))[bounds]
     filled = ends[1:][np.diff(ends) > 0]
     others = int((corpus.tokens[filled - 1] != end).sum())

@@ -34,7 +34,7 @@ from ds_pretrain.model.loss import head_is_plain, max_chunk_tokens, with_loss
 from ds_pretrain.observe.jsonl import EVENTS_FILE, METRICS_FILE, cut_after
 from ds_pretrain.observe.prepare_progress import prepare_progress
 from ds_pretrain.schedules.plan_warnings import plan_warnings
-from ds_pretrain.train.corpus import Corpus, resolve_corpus
+from ds_pretrain.train.corpus import Corpus, check_foreign, resolve_corpus
 from ds_pretrain.train.formats import attention_notes, attention_problems, check_model, input_format
 from ds_pretrain.train.recovery import set_rejected_aside
 from ds_pretrain.train.resume import Start, find_start, load
@@ -216,10 +216,14 @@ def open_loader(
 def _corpus(recipe: Recipe, stop: StopRequest) -> Corpus:
     texts = [source.text for source in recipe.data.train if source.text is not None]
     if not texts:
-        return resolve_corpus(recipe)
-    print(f"corpus: {', '.join(texts)}, prepared once and kept in {recipe.data.cache_dir}", flush=True)
-    with stop.at_once(), prepare_progress() as progress:
-        return resolve_corpus(recipe, progress)
+        corpus = resolve_corpus(recipe)
+    else:
+        print(f"corpus: {', '.join(texts)}, prepared once and kept in {recipe.data.cache_dir}", flush=True)
+        with stop.at_once(), prepare_progress() as progress:
+            corpus = resolve_corpus(recipe, progress)
+    with stop.at_once():
+        check_foreign(corpus)
+    return corpus
 
 
 def _check_chunked_loss(setup: Setup, model: PreTrainedModel) -> None:

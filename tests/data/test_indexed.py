@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from deepspeed.runtime.data_pipeline.data_sampling.indexed_dataset import MMapIn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds_pretrain.data.indexed import TokenFile, TokenFileWriter, bin_path, idx_path, token_dtype
+from ds_pretrain.data.indexed import TokenFile, bin_path, idx_path, token_dtype
+from ds_pretrain.data.token_writer import TokenFileWriter
 from ds_pretrain.errors import DataError
 
 DOCUMENTS = [[1, 2, 3], [4], [5, 6]]
@@ -112,6 +115,42 @@ def test_files_of_deepspeeds_builder_are_read(tmp_path: Path, dtype: type) -> No
     assert corpus.document_lengths.tolist() == [3, 1, 2]
 
 
+@pytest.mark.parametrize(("dtype", "bounds"), [("uint16", None), ("uint16", [0, 1, 3, 5]), ("uint64", [0])])
+def test_empty_sequences_at_the_end_leave_the_type_known(tmp_path: Path, dtype: str, bounds: list[int] | None) -> None:
+    corpus = TokenFile.open(write_by_hand(tmp_path / "corpus", 8, dtype, [[], [1, 2], [], [3], []], bounds))
+    assert corpus.dtype == np.dtype(dtype)
+    assert corpus.tokens.tolist() == [1, 2, 3]
+
+
+def test_the_document_of_a_token_is_found(tmp_path: Path) -> None:
+    sequences = [[], [1, 2], [], [3], [4], []]
+    alone = TokenFile.open(write_by_hand(tmp_path / "alone", 4, "int32", sequences, [0]))
+    assert [alone.document_at(token) for token in range(4)] == [1, 1, 3, 4]
+    joined = TokenFile.open(write_by_hand(tmp_path / "joined", 4, "int32", sequences, [0, 0, 2, 4, 4, 6]))
+    assert [joined.document_at(token) for token in range(4)] == [1, 1, 2, 4]
+
+
+def test_opening_does_not_read_the_index(tmp_path: Path) -> None:
+    """10⁹ documents: a sparse index of 20 GB with its ends alone, which would not be one if it were read."""
+    count, last = 10**9, 2_000_000
+    with idx_path(tmp_path / "corpus").open("wb") as file:
+        file.write(struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8, count, count + 1))
+        for entry, after in ((struct.pack("<i", 7), 4), (struct.pack("<q", last), 12)):
+            file.seek(34 + after * count - len(entry))
+            file.write(entry)
+        file.seek(34 + 20 * count)
+        file.write(struct.pack("<q", count))
+    with bin_path(tmp_path / "corpus").open("wb") as file:
+        file.truncate(last + 14)
+    tracemalloc.start()
+    corpus = TokenFile.open(tmp_path / "corpus")
+    found = corpus.document_at(corpus.num_tokens - 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (corpus.num_documents, corpus.num_tokens, found) == (count, last // 2 + 7, count - 1)
+    assert peak < 1 << 20
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="megatron-core comes for Linux")
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64", "uint16"])
 def test_megatron_reads_our_files_and_writes_the_very_same(tmp_path: Path, dtype: str) -> None:
@@ -149,7 +188,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, docum
 
 def test_index_entries_are_right_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = write_ours(tmp_path / "whole", DOCUMENTS * 5, "int32")
-    monkeypatch.setattr("ds_pretrain.data.indexed._INDEX_BLOCK", 4)
+    monkeypatch.setattr("ds_pretrain.data.token_writer._INDEX_BLOCK", 4)
     blocks = write_ours(tmp_path / "blocks", DOCUMENTS * 5, "int32")
     assert idx_path(blocks).read_bytes() == idx_path(whole).read_bytes()
 
@@ -182,6 +221,35 @@ def test_an_error_leaves_the_corpus_of_before(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_and_interrupt(prefix, visible_meanwhile=True)
     assert TokenFile.open(prefix).tokens.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import numpy as np
+from ds_pretrain.data.token_writer import TokenFileWriter
+
+with TokenFileWriter(Path(sys.argv[1]), np.uint16) as writer:
+    writer.append(np.ones(3_000_000))
+    print("halfway", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_kill_leaves_is_kept_from_others_and_then_written_over(tmp_path: Path) -> None:
+    prefix = tmp_path / "corpus"
+    command = [sys.executable, "-c", KILLED, str(prefix)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"halfway\n"
+        with pytest.raises(DataError, match=r"corpus\.bin: another process is writing it"):
+            write_ours(prefix, DOCUMENTS, "int32")
+        process.kill()
+    assert not bin_path(prefix).exists()
+    write_ours(prefix, DOCUMENTS, "int32")
+    assert TokenFile.open(prefix).tokens.tolist() == [1, 2, 3, 4, 5, 6]
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus.bin", "corpus.idx"}
 
 
 def test_new_files_have_the_users_permissions(tmp_path: Path) -> None:
@@ -232,7 +300,7 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
         (lambda p: idx_path(p).unlink(), r"corpus\.idx: not found"),
         (
             lambda p: cut_file(bin_path(p), 4),
-            r"corpus\.bin: found 20 bytes where its \.idx, of 6 tokens .* 24 \(int32\)",
+            r"corpus\.bin: found 20 bytes where its \.idx, with dtype code 4, .* and ends at 24 \(int32\)",
         ),
         (lambda p: cut_file(idx_path(p), 1), r"corpus\.idx: truncated or damaged: found 101 bytes .* make 102"),
         (lambda p: os.truncate(idx_path(p), 20), r"corpus\.idx: truncated at 20 bytes"),
@@ -240,9 +308,10 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
         (lambda p: overwrite(idx_path(p), 0, b"TNTIDX"), r"corpus\.idx: found .*TNTIDX.*--dataset-impl mmap"),
         (lambda p: overwrite(idx_path(p), 9, b"\x02"), r"found index version 2; allowed: 1"),
         (lambda p: overwrite(idx_path(p), 17, b"\x09"), r"found dtype code 9; allowed: 1 to 8"),
-        (lambda p: overwrite(idx_path(p), 34, b"\x04"), r"of 7 tokens .* makes 28"),
-        (lambda p: overwrite(idx_path(p), 62, b"\x00"), r"corpus\.bin: found 24 bytes"),
-        (lambda p: overwrite(idx_path(p), 78, b"\x07"), r"document bounds do not rise from 0 to 3"),
+        (lambda p: overwrite(idx_path(p), 46, b"\x04"), r"corpus\.bin: found 24 bytes .* begins at byte 4"),
+        (lambda p: overwrite(idx_path(p), 62, b"\x00"), r"corpus\.bin: found 24 bytes .* ends at 8 \(int32\)"),
+        (lambda p: overwrite(idx_path(p), 70, b"\x01"), r"document bounds run from 1 to 3; allowed: from 0 to 3"),
+        (lambda p: overwrite(idx_path(p), 94, b"\x02"), r"document bounds run from 0 to 2; allowed: from 0 to 3"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, damage: object, message: str) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds_pretrain.data.indexed import TokenFileWriter, bin_path
+from ds_pretrain.data.indexed import bin_path
 from ds_pretrain.data.inspect import Bin, inspect_corpus
 from ds_pretrain.data.prepare import prepare
+from ds_pretrain.data.token_writer import TokenFileWriter
 from ds_pretrain.errors import DataError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ds_pretrain import __version__
-from ds_pretrain.data.indexed import TokenFile, TokenFileWriter, bin_path, idx_path
+from ds_pretrain.data.indexed import TokenFile, bin_path, idx_path
 from ds_pretrain.data.manifest import (
     Manifest,
     describe,
@@ -18,6 +18,7 @@ from ds_pretrain.data.manifest import (
     verify,
     write_manifest,
 )
+from ds_pretrain.data.token_writer import TokenFileWriter
 from ds_pretrain.errors import DataError
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds_pretrain.data.indexed import TokenFile, TokenFileWriter
+from ds_pretrain.data.indexed import TokenFile
 from ds_pretrain.data.token_ids import check_ids
+from ds_pretrain.data.token_writer import TokenFileWriter
 from ds_pretrain.errors import DataError
 
 

@@ -9,8 +9,8 @@ import pytest
 from config.test_parse import recipe_data
 
 from ds_pretrain.config import Recipe, parse_recipe
-from ds_pretrain.data.indexed import TokenFileWriter
 from ds_pretrain.data.manifest import describe, write_manifest
+from ds_pretrain.data.token_writer import TokenFileWriter
 from ds_pretrain.data.tokenizer import save_tokenizer
 from ds_pretrain.data.train_tokenizer import TokenizerTraining, train_tokenizer
 from ds_pretrain.data.vocabulary import vocabulary_problems

@@ -11,7 +11,7 @@ import torch
 from support import recipe
 from tiny_models import tiny_model, tiny_section
 
-from ds_pretrain.data.indexed import TokenFileWriter
+from ds_pretrain.data.token_writer import TokenFileWriter
 from ds_pretrain.data.tokenizer import save_tokenizer
 from ds_pretrain.data.train_tokenizer import TokenizerTraining, train_tokenizer
 from ds_pretrain.errors import DataError, RecipeError
