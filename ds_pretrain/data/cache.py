@@ -6,12 +6,16 @@ import hashlib
 import json
 import os
 import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from ds_pretrain.data.manifest import manifest_path, open_corpus
 from ds_pretrain.data.prepare import Progress, prepare
-from ds_pretrain.data.publish import staging_folder
 from ds_pretrain.data.sources import list_files, source_file, sources_digest
 from ds_pretrain.errors import DataError
 
@@ -41,7 +45,8 @@ def prepare_cached(
     """The corpus of ``text`` from the cache, made first where it is not there yet.
 
     An entry is found again while the settings, the names, sizes and times of the source's files, and the tokenizer's
-    are the same. Entries appear whole; of two processes that make the same one, the second to finish takes the first's.
+    are the same. Entries appear whole. Of two processes that want the same one, the second waits for the first. After a
+    kill the next one goes on where it was: work under way stands in ``<key>.partial`` in the cache.
 
     Args:
         text: a file, a folder, a glob pattern or ``python-stdlib``.
@@ -75,21 +80,19 @@ def prepare_cached(
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:20]
     entry = cache_dir / key
     if not entry.is_dir():
-        with staging_folder(entry) as staging:
-            prepare(
-                [text],
-                staging / "entry" / "train",
-                tokenizer=tokenizer,
-                validation=validation_fraction or 0.0,
-                text_field=text_field,
-                min_frequency=min_frequency,
-                progress=progress,
-            )
-            try:
-                os.rename(staging / "entry", entry)
-            except OSError:
-                if not entry.is_dir():  # else another process was first: its entry is as good
-                    raise
+        with _work_folder(entry) as work:
+            if not entry.is_dir():  # another process may have made it meanwhile
+                prepare(
+                    [text],
+                    work / "train",
+                    tokenizer=tokenizer,
+                    validation=validation_fraction or 0.0,
+                    text_field=text_field,
+                    min_frequency=min_frequency,
+                    overwrite=True,  # a kill may have left it whole, without the name of an entry
+                    progress=progress,
+                )
+                os.rename(work, entry)
     train = entry / "train"
     validation = entry / "train-val" if validation_fraction else None
     for prefix in (train, validation):
@@ -100,3 +103,23 @@ def prepare_cached(
     if validation:
         open_corpus(validation)
     return CachedCorpus(train, validation, manifest.tokenizer_path(train))
+
+
+@contextmanager
+def _work_folder(entry: Path) -> Iterator[Path]:
+    """Where an entry is made, by one process at a time; it stays only while it holds work that can go on."""
+    lock, partial = entry.with_name(f"{entry.name}.lock"), entry.with_name(f"{entry.name}.partial")
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            (partial / "entry").mkdir(parents=True, exist_ok=True)
+            try:
+                yield partial / "entry"
+            finally:
+                if not any(partial.glob("entry/*")):
+                    shutil.rmtree(partial, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{entry}: cannot be written: {error.strerror or error}; free space or set another data.cache_dir"
+        ) from error

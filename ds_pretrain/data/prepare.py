@@ -25,7 +25,15 @@ from ds_pretrain.data.duplicates import DigestSet
 from ds_pretrain.data.encoding import PIECE_CHARACTERS, Encoder, TextBatch, cut, encode_in_order, worker_pool
 from ds_pretrain.data.indexed import token_dtype
 from ds_pretrain.data.manifest import tokenizer_reference
-from ds_pretrain.data.publish import PrepareReport, partial_folder, publish, refuse_existing, require_documents
+from ds_pretrain.data.publish import (
+    PrepareReport,
+    being_published,
+    clear_published,
+    partial_folder,
+    publish,
+    refuse_existing,
+    require_documents,
+)
 from ds_pretrain.data.shard import (
     SPLITS,
     Commit,
@@ -151,7 +159,10 @@ def prepare_shard(inputs: Sequence[str], output: Path, shard: tuple[int, int], *
         max_characters=options.get("max_characters"),
     )
     training = parse_training(tokenizer, options.get("min_frequency", 2))
-    refuse_existing(output, selection.validation > 0, training is not None, options.get("overwrite", False))
+    existing = (output, selection.validation > 0, training is not None, options.get("overwrite", False))
+    clear_published(output)
+    if not being_published(output):
+        refuse_existing(*existing)
     every = list_files(
         inputs, split=options.get("split"), subset=options.get("subset"), streaming=options.get("streaming", False)
     )
@@ -169,6 +180,7 @@ def prepare_shard(inputs: Sequence[str], output: Path, shard: tuple[int, int], *
         commit = start_shard(folder, job, digests)
         if commit.done == whole:
             return commit
+        refuse_existing(*existing)
         encoder_path = folder / "encoder.json"
         write_whole(encoder_path, backend)
         encoder = Encoder(str(encoder_path), job.eos_id, job.dtype)

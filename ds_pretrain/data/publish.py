@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ds_pretrain.data.documents import LeftOut
@@ -25,6 +26,8 @@ from ds_pretrain.errors import DataError
 
 _COPY_BYTES = 16 << 20
 _BLOCK_DOCUMENTS = 1 << 20
+# Folders inside that of a preparation: a corpus that is being made, and one that is whole and being moved to its name.
+_STAGING, _READY = "merging", "merged-"
 
 
 @dataclass(frozen=True)
@@ -67,32 +70,64 @@ def refuse_existing(output: Path, validation: bool, trained: bool, overwrite: bo
             raise DataError(f"{path}: exists already; choose another output, or replace it (--overwrite)")
 
 
+def being_published(output: Path) -> bool:
+    """Whether a kill fell between the first and the last name that a corpus was moved to; the same command goes on."""
+    return any(any(folder.glob("*.idx")) for folder in partial_folder(output).glob(f"{_READY}*"))
+
+
+def clear_published(output: Path) -> None:
+    """Remove what a kill left of a preparation whose corpus stands whole."""
+    partial = partial_folder(output)
+    if any(partial.glob(f"{_READY}*")) and not being_published(output):
+        _clear(partial)
+
+
 def publish(output: Path, *, overwrite: bool = False) -> PrepareReport:
     """Make ``<output>.bin``, ``.idx`` and manifest (and those of ``-val``) of the finished shards of a preparation.
 
-    The same, to the byte, as the corpus of an undivided preparation. The shards are removed once it stands.
+    The same, to the byte, as the corpus of an undivided preparation. The shards are removed once it stands. After a
+    kill, whenever it came, the same call goes on: everything is made inside the folder of the preparation, which gets
+    the name of its job when it is whole, and only then moved out, file by file.
 
     Args:
         output: prefix of the corpus, as it was given to ``prepare_shard``.
         overwrite: replace an output that exists.
 
     Raises:
-        DataError: shards are missing, unfinished or of another job; a split has no documents; an output exists.
+        DataError: shards are missing, unfinished or of another job; a split has no documents; an output exists;
+            another process is at it.
     """
     partial = partial_folder(output)
+    if any(partial.glob(f"{_READY}*")) and not being_published(output):
+        _clear(partial)
+        return _report(output)
     folders = _all_shards(partial)
     job, commits = _check_shards(folders)
-    validation = float(job.selection["validation"] or 0.0)
-    refuse_existing(output, validation > 0, job.trained_tokenizer is not None, overwrite)
-    prefixes = _prefixes(output, validation > 0)
+    prefixes = _prefixes(output, bool(job.selection["validation"]))
+    ready = partial / f"{_READY}{_job_key(job, commits)}"
+    with _alone(output, partial):
+        if not ready.is_dir():
+            refuse_existing(output, len(prefixes) > 1, job.trained_tokenizer is not None, overwrite)
+            _merge(folders, job, commits, prefixes, ready)
+        _move(ready, prefixes, _tokenizer_folder(output) if job.trained_tokenizer else None)
+        _clear(partial)
+    return _report(output)
+
+
+def _merge(folders: Sequence[Path], job: Job, commits: Sequence[Commit], prefixes: Sequence[Path], ready: Path) -> None:
+    """Make the whole corpus in the folder ``ready``, which appears when all is on the disk."""
+    for stale in (*ready.parent.glob(f"{_READY}*"), ready.parent / _STAGING):
+        shutil.rmtree(stale, ignore_errors=True)
+    staging = ready.parent / _STAGING
     left_out = counts(commits)
-    with staging_folder(output) as staging:
+    try:
+        staging.mkdir()
         documents = []
         for split, prefix in enumerate(prefixes):
             kept = _join(folders, split, staging / prefix.name, job)
             left_out.duplicate += sum(commit.documents[split] for commit in commits) - kept
             documents.append(kept)
-        require_documents(documents, validation)
+        require_documents(documents, float(job.selection["validation"] or 0.0))
         for prefix in prefixes:
             manifest = describe(
                 staging / prefix.name,
@@ -105,34 +140,53 @@ def publish(output: Path, *, overwrite: bool = False) -> PrepareReport:
             )
             write_manifest(staging / prefix.name, manifest)
         if job.trained_tokenizer:
-            shutil.copytree(partial / job.trained_tokenizer, staging / "tokenizer")
-        _move(staging, prefixes, _tokenizer_folder(output) if job.trained_tokenizer else None)
-    shutil.rmtree(partial, ignore_errors=True)
-    manifests = [open_corpus(prefix)[1] for prefix in prefixes]
-    assert manifests[0] is not None
-    return PrepareReport(
-        train_prefix=prefixes[0],
-        train=manifests[0],
-        validation_prefix=prefixes[1] if validation else None,
-        validation=manifests[1] if validation else None,
-        tokenizer=manifests[0].tokenizer_path(output),
-        left_out=left_out,
-    )
+            shutil.copytree(ready.parent / job.trained_tokenizer, staging / "tokenizer")
+        os.rename(staging, ready)
+        sync_path(ready.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager
-def staging_folder(output: Path) -> Iterator[Path]:
-    """A hidden folder beside ``output``, gone at the end whatever happens."""
-    folder = output.with_name(f".{output.name}.{uuid.uuid4().hex}.partial")
+def _alone(output: Path, partial: Path) -> Iterator[None]:
+    """Only one process publishes; errors of the disk name the output."""
     try:
-        folder.mkdir(parents=True)
-        yield folder
+        with FileLock(partial / "publish.lock", timeout=0):
+            yield
+    except Timeout:
+        raise DataError(f"{partial}: another process is at work on it; wait for it") from None
     except OSError as error:
         raise DataError(
             f"{output}: cannot be written: {error.strerror or error}; free space or choose another"
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _job_key(job: Job, commits: Sequence[Commit]) -> str:
+    """Differs where the corpus would."""
+    return hashlib.sha256(f"{job.model_dump_json()} {commits[0].done}".encode()).hexdigest()[:16]
+
+
+def _clear(partial: Path) -> None:
+    """Remove the folder of a preparation; the sign that its corpus is whole goes last."""
+    for path in partial.iterdir():
+        if path.is_dir() and not path.name.startswith(_READY):
+            shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _report(output: Path) -> PrepareReport:
+    """What a published corpus says of itself."""
+    train = open_corpus(output)[1]
+    assert train is not None
+    prefixes = _prefixes(output, bool(train.selection["validation"]))
+    return PrepareReport(
+        train_prefix=output,
+        train=train,
+        validation_prefix=prefixes[1] if len(prefixes) > 1 else None,
+        validation=open_corpus(prefixes[1])[1] if len(prefixes) > 1 else None,
+        tokenizer=train.tokenizer_path(output),
+        left_out=LeftOut(**train.left_out),
+    )
 
 
 def _prefixes(output: Path, validation: bool) -> list[Path]:
@@ -248,15 +302,17 @@ def require_documents(documents: Sequence[int], validation: float) -> None:
             )
 
 
-def _move(staging: Path, prefixes: Sequence[Path], trained: Path | None) -> None:
-    """Move everything to its name. A corpus without ``.idx`` is none: those go first and come back last."""
+def _move(ready: Path, prefixes: Sequence[Path], trained: Path | None) -> None:
+    """Move everything to its name that is not there yet. Without ``.idx`` a corpus is none: they come last."""
     for prefix in prefixes:
-        idx_path(prefix).unlink(missing_ok=True)
-    if trained:
+        if idx_path(ready / prefix.name).exists():
+            idx_path(prefix).unlink(missing_ok=True)
+    if trained and (ready / "tokenizer").is_dir():
         shutil.rmtree(trained, ignore_errors=True)
-        os.replace(staging / "tokenizer", trained)
+        os.replace(ready / "tokenizer", trained)
     for file in (bin_path, manifest_path, idx_path):
         for prefix in prefixes:
-            os.replace(file(staging / prefix.name), file(prefix))
+            if file(ready / prefix.name).exists():
+                os.replace(file(ready / prefix.name), file(prefix))
     with suppress(OSError):
         sync_path(prefixes[0].parent)

@@ -277,15 +277,14 @@ def test_the_cache_keeps_a_trained_tokenizer_with_its_entry(tmp_path: Path, corp
 
 def test_two_that_prepare_one_entry_share_it(tmp_path: Path, corpus: Path, tokenizer: str) -> None:
     cache = tmp_path / "cache"
-    both_inside = threading.Barrier(2, timeout=60)
-    waited = threading.local()
+    both_started = threading.Barrier(2, timeout=60)
+    makers = set()
 
     def meet(_: PrepareProgress) -> None:
-        if not hasattr(waited, "done"):
-            waited.done = True
-            both_inside.wait()
+        makers.add(threading.get_ident())
 
     def make() -> CachedCorpus:
+        both_started.wait()
         return prepare_cached(
             str(corpus),
             tokenizer_path=tokenizer,
@@ -298,6 +297,7 @@ def test_two_that_prepare_one_entry_share_it(tmp_path: Path, corpus: Path, token
     with ThreadPoolExecutor(2) as pool:
         first, second = (future.result() for future in [pool.submit(make), pool.submit(make)])
     assert first == second
+    assert len(makers) == 1
     assert texts_of(first.train, tokenizer) == TEXTS
     assert [path.name for path in cache.iterdir()] == [first.train.parent.name]
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from ds_pretrain.data import encoding, prepare
+from ds_pretrain.data.cache import prepare_cached
 from ds_pretrain.data.indexed import bin_path, idx_path
 from ds_pretrain.data.manifest import Manifest, manifest_path, open_corpus
 from ds_pretrain.data.prepare import PrepareProgress, prepare_shard
@@ -236,6 +237,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from ds_pretrain.data import prepare
+from ds_pretrain.data.cache import prepare_cached
 
 reports = 0
 
@@ -249,17 +251,23 @@ def halt(progress):
 if __name__ == "__main__":
     prepare.PIECE_CHARACTERS = 2000
     prepare._COMMIT_SECONDS = 0.0
-    prepare.prepare(
-        [sys.argv[1]], Path(sys.argv[2]), tokenizer=sys.argv[3], validation=0.3, workers=1, deduplicate=True,
-        progress=halt,
-    )
+    if sys.argv[4:] == ["cached"]:
+        prepare_cached(
+            sys.argv[1], tokenizer_path=sys.argv[3], train_vocab_size=None, validation_fraction=0.3,
+            cache_dir=Path(sys.argv[2]), progress=halt,
+        )
+    else:
+        prepare.prepare(
+            [sys.argv[1]], Path(sys.argv[2]), tokenizer=sys.argv[3], validation=0.3, workers=1, deduplicate=True,
+            progress=halt,
+        )
 """
 
 
-def test_a_kill_loses_no_finished_work(tmp_path: Path, corpus: Path, tokenizer: str) -> None:
-    (tmp_path / "script.py").write_text(KILLED)
-    output = tmp_path / "out" / "mine"
-    command = [sys.executable, str(tmp_path / "script.py"), str(corpus), str(output), tokenizer]
+def kill_halfway(folder: Path, *arguments: str) -> None:
+    """Starts the script, kills it when four batches are written, and waits until its workers are gone."""
+    (folder / "script.py").write_text(KILLED)
+    command = [sys.executable, str(folder / "script.py"), *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
@@ -269,6 +277,11 @@ def test_a_kill_loses_no_finished_work(tmp_path: Path, corpus: Path, tokenizer: 
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=60)
     assert psutil.wait_procs(workers, timeout=60)[1] == []
+
+
+def test_a_kill_loses_no_finished_work(tmp_path: Path, corpus: Path, tokenizer: str) -> None:
+    output = tmp_path / "out" / "mine"
+    kill_halfway(tmp_path, str(corpus), str(output), tokenizer)
     assert [path.name for path in output.parent.iterdir()] == ["mine.partial"]
     folder = shard_folder(partial_folder(output), 0, 1)
     safe = read_journal(folder)[-1]
@@ -283,3 +296,112 @@ def test_a_kill_loses_no_finished_work(tmp_path: Path, corpus: Path, tokenizer: 
         f"mine{split}.{ending}" for split in ("", "-val") for ending in ("bin", "idx", "manifest.json")
     }
     assert manifest_path(output).is_file()
+
+
+def test_a_killed_preparation_of_a_run_goes_on_in_the_cache(tmp_path: Path, corpus: Path, tokenizer: str) -> None:
+    cache = tmp_path / "cache"
+    kill_halfway(tmp_path, str(corpus), str(cache), tokenizer, "cached")
+    (partial,) = cache.glob("*.partial")
+    safe = read_journal(shard_folder(partial / "entry" / "train.partial", 0, 1))[-1]
+    assert sum(safe.documents) > 10
+    reports: list[PrepareProgress] = []
+    made = prepare_cached(
+        str(corpus),
+        tokenizer_path=tokenizer,
+        train_vocab_size=None,
+        validation_fraction=0.3,
+        cache_dir=cache,
+        progress=reports.append,
+    )
+    assert reports[0].tokens > sum(safe.tokens)
+    prepare.prepare([str(corpus)], tmp_path / "whole", tokenizer=tokenizer, validation=0.3, workers=1)
+    assert same(made.train, tmp_path / "whole")
+    assert list(cache.iterdir()) == [made.train.parent]
+
+
+# Publishes again and again, killed before the first file or folder is moved or removed, before the second, and so on.
+KILLED_PUBLISHING = """
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from ds_pretrain.data import publish
+
+def dying(action):
+    def step(*arguments, **options):
+        global left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        return action(*arguments, **options)
+    return step
+
+for number in range(100):
+    output = Path(sys.argv[1], str(number), "mine")
+    shutil.copytree(sys.argv[2], output.with_name("mine.partial"))
+    child = os.fork()
+    if child == 0:
+        left = number
+        os.replace, os.rename, shutil.rmtree = dying(os.replace), dying(os.rename), dying(shutil.rmtree)
+        publish.publish(output)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_whatever_moment_of_publishing_a_kill_picks_the_same_command_ends_it(
+    tmp_path: Path, corpus: Path, count: int
+) -> None:
+    options = {"tokenizer": "train:300", "validation": 0.3, "workers": 1}
+    output = tmp_path / "made" / "mine"
+    for index in range(count):
+        prepare_shard([str(corpus)], output, (index, count), **options)  # type: ignore[arg-type]
+    script = [sys.executable, "-c", KILLED_PUBLISHING, str(tmp_path / "killed"), str(partial_folder(output))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(script, check=True, env=environment)
+    publish(output)
+    whole = {path.name for path in output.parent.iterdir()}
+    folders = sorted((tmp_path / "killed").iterdir(), key=lambda folder: int(folder.name))
+    assert {path.name for path in folders.pop().iterdir()} == whole
+    halves = 0
+    for folder in folders:
+        stands = [idx_path(folder / name).is_file() for name in ("mine", "mine-val")]
+        halves += stands == [True, False]
+        if count > 1:
+            publish(folder / "mine")
+        elif all(stands):
+            with pytest.raises(DataError, match=r"mine\.idx: exists already"):
+                prepare.prepare([str(corpus)], folder / "mine", **options)  # type: ignore[arg-type]
+        else:
+            prepare.prepare([str(corpus)], folder / "mine", **options)  # type: ignore[arg-type]
+        assert same(folder / "mine", output), folder
+        assert {path.name for path in folder.iterdir()} == whole, folder
+    assert halves > 0
+
+
+def test_what_a_kill_left_half_published_is_not_taken_for_another_corpus(
+    tmp_path: Path, corpus: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"tokenizer": tokenizer, "validation": 0.3, "workers": 1}
+    output = tmp_path / "mine"
+    replace = os.replace
+
+    def stop_between(source: Path, target: Path) -> None:
+        if target == idx_path(tmp_path / "mine-val"):
+            raise StopError
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stop_between)
+    with pytest.raises(StopError):
+        prepare.prepare([str(corpus)], output, **options)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    other = {**options, "min_characters": 30}
+    with pytest.raises(DataError, match=r"mine\.idx: exists already; choose another output, or replace it"):
+        prepare.prepare([str(corpus)], output, **other)  # type: ignore[arg-type]
+    prepare.prepare([str(corpus)], output, overwrite=True, **other)  # type: ignore[arg-type]
+    prepare.prepare([str(corpus)], tmp_path / "whole", **other)  # type: ignore[arg-type]
+    assert same(output, tmp_path / "whole")
+    assert not partial_folder(output).exists()
