@@ -278,7 +278,10 @@ def damage_newest(checkpoints: Path, how: str) -> None:
     folders = sorted(path for path in checkpoints.iterdir() if path.name.startswith("step_"))
     if len(folders) < 2:
         return
-    path = sorted((folders[-1] / "engine").glob("*zero_pp_rank_1_*"))[0]
+    paths = sorted((folders[-1] / "engine").glob("*zero_pp_rank_1_*"))
+    if not paths:  # an earlier kill has removed it, and the start since then has not come as far as to notice
+        return
+    path = paths[0]
     if how == "remove":
         path.unlink()
         return

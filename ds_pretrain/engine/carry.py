@@ -127,7 +127,7 @@ def put_state(engine: DeepSpeedEngine, groups: Sequence[ParameterGroup], state: 
             parameter = parameters[name]
             for key in (_WEIGHT, *moments):
                 mine = state.parameters[name][key] if name in state.parameters else None
-                value = _shared(mine, parameter, owner_of[name], engine.device)
+                value = shared(mine, parameter, owner_of[name], engine.device)
                 if key == _WEIGHT:
                     safe_set_full_fp32_param(parameter, value)
                 else:
@@ -207,7 +207,7 @@ def partitions(engine: DeepSpeedEngine, index: int) -> list[nn.Parameter]:
     ]
 
 
-def _shared(value: Tensor | None, parameter: nn.Parameter, owner: int, device: torch.device) -> Tensor:
+def shared(value: Tensor | None, parameter: nn.Parameter, owner: int, device: torch.device) -> Tensor:
     """A parameter's value on every rank, from the one that keeps it."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
     whole = torch.empty(shape, dtype=torch.float32, device=device)

@@ -24,12 +24,14 @@ def mean_loss(engine: DeepSpeedEngine, micro_batches: Iterable[MicroBatch]) -> f
     device = engine.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     engine.eval()
-    with torch.no_grad():
-        for micro in micro_batches:
-            part = micro.to(device)
-            loss = engine(part.input_ids, part.targets, **part.options)
-            sums += torch.stack([loss.to(sums.dtype), (part.targets >= 0).sum().to(sums.dtype)])
-    engine.train()
+    try:
+        with torch.no_grad():
+            for micro in micro_batches:
+                part = micro.to(device)
+                loss = engine(part.input_ids, part.targets, **part.options)
+                sums += torch.stack([loss.to(sums.dtype), (part.targets >= 0).sum().to(sums.dtype)])
+    finally:  # it may be given up between two micro batches
+        engine.train()
     dist.all_reduce(sums)
     total, count = sums.tolist()
     return float(total / count)

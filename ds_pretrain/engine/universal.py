@@ -20,11 +20,12 @@ import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.checkpoint import ds_to_universal
-from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 from torch import Tensor
 
-from ds_pretrain.engine.carry import CarriedState, GroupState, put_state
+from ds_pretrain.engine.carry import CarriedState, GroupState, put_state, shared
 from ds_pretrain.engine.checkpoint import ENGINE_TAG
+from ds_pretrain.engine.checkpoint_files import read_manifest
 from ds_pretrain.engine.consolidate import read_weights
 from ds_pretrain.engine.ranks import Ranks, barrier, broadcast_object
 from ds_pretrain.errors import CheckpointError
@@ -49,6 +50,11 @@ def load_elsewhere(engine: DeepSpeedEngine, groups: Sequence[ParameterGroup], ch
     Raises:
         CheckpointError: on every rank, where it cannot be converted.
     """
+    if read_manifest(checkpoint)["step"] == 0:  # no more than weights: the converter misses the optimizer's state
+        _put_trained(engine, checkpoint, ranks)
+        _refresh_weights(engine, ranks)
+        _put_frozen(engine, checkpoint, ranks)
+        return
     converted = checkpoint.with_name(f".{checkpoint.name}.universal")
     try:
         problem = broadcast_object(_convert(checkpoint, converted) if ranks.is_main else None, ranks)
@@ -150,6 +156,13 @@ def _refresh_weights(engine: DeepSpeedEngine, ranks: Ranks) -> None:
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
                 if ranks.is_main:
                     parameter.copy_(value)
+
+
+def _put_trained(engine: DeepSpeedEngine, checkpoint: Path, ranks: Ranks) -> None:
+    weights = read_weights(checkpoint) if ranks.is_main else {}
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            safe_set_full_fp32_param(parameter, shared(weights.get(name), parameter, 0, engine.device))
 
 
 def _put_frozen(engine: DeepSpeedEngine, checkpoint: Path, ranks: Ranks) -> None:

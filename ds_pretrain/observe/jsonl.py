@@ -89,7 +89,8 @@ def cut_after(path: Path, step: int, redone: tuple[str, ...] = (), rollbacks: in
     Args:
         path: the file; one that does not exist is left so.
         step: the last step that stays. Lines without a step stay too.
-        redone: events that a run which goes on from there logs again at this very step; they go as well.
+        redone: what a run which goes on from there logs again at this very step: events, or records with such a key;
+            they go as well.
         rollbacks: how many the run has behind it; what was written before the last of them stays as it is.
     """
     if not path.exists():
@@ -103,7 +104,7 @@ def cut_after(path: Path, step: int, redone: tuple[str, ...] = (), rollbacks: in
                 torn += 1
                 continue
             line_step = record.get("step")
-            again = line_step == step and record.get("event") in redone
+            again = line_step == step and not {record.get("event"), *record}.isdisjoint(redone)
             stays = not isinstance(line_step, int) or line_step <= step
             if number < behind or (stays and not again):
                 target.write(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ from ds_pretrain.model.loss import IGNORED_TARGET
 _EVALUATION = 1
 # exp() of more overflows a float; no model is that surprised
 _MAX_EXPONENT = 700.0
+
+
+class EvaluationStopped(Exception):
+    """An evaluation was given up between two micro batches, on every rank alike."""
 
 
 class Evaluator:
@@ -50,20 +54,26 @@ class Evaluator:
         windows = recipe.evaluation.batches * per_batch
         self._sources = [(name, *_spread(prefix, self._max_seq_len, windows)) for name, prefix in sources]
 
-    def evaluate(self, engine: Engine, seq_lens: Sequence[int]) -> list[dict[str, object]]:
+    def evaluate(
+        self, engine: Engine, seq_lens: Sequence[int], give_up: Callable[[], bool] = lambda: False
+    ) -> list[dict[str, object]]:
         """Validation lines for metrics, in the order of ``seq_lens``, each length once. Every rank takes part.
 
         Args:
             engine: the live engine.
             seq_lens: lengths in tokens: the stage's first, the full one last.
+            give_up: asked before every micro batch; must answer alike on every rank.
 
         Returns:
             seq_len, val_loss (nats per token), val_perplexity and source of every length and source.
+
+        Raises:
+            EvaluationStopped: ``give_up`` said so; the engine is as it was.
         """
         lines: list[dict[str, object]] = []
         for seq_len in dict.fromkeys(seq_lens):
             for name, tokens, starts in self._sources:
-                loss = mean_loss(engine, self._micro_batches(tokens, starts, seq_len))
+                loss = mean_loss(engine, _until(give_up, self._micro_batches(tokens, starts, seq_len)))
                 lines.append(
                     {
                         "seq_len": seq_len,
@@ -109,6 +119,13 @@ class Evaluator:
             )
             repeated = torch.from_numpy(np.repeat(~counted[part], row_len // seq_len))
             yield replace(batch, targets=batch.targets.masked_fill(repeated[:, None], IGNORED_TARGET))
+
+
+def _until(give_up: Callable[[], bool], micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+    for micro in micro_batches:
+        if give_up():
+            raise EvaluationStopped
+        yield micro
 
 
 def full_length_loss(lines: Sequence[Mapping[str, Any]]) -> float:

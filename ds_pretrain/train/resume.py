@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ds_pretrain.config import Recipe
-from ds_pretrain.curriculum import Plan
+from ds_pretrain.curriculum import Plan, StagePlan
 from ds_pretrain.engine.build import Engine
 from ds_pretrain.engine.checkpoint import load_checkpoint, load_engine, newest_whole
 from ds_pretrain.engine.checkpoint_files import list_checkpoints, read_manifest
@@ -22,8 +22,9 @@ from ds_pretrain.observe.jsonl import METRICS_FILE
 from ds_pretrain.train.continuation import recipe_changes
 from ds_pretrain.train.corpus import Corpus
 from ds_pretrain.train.history import is_rejected, read_history
+from ds_pretrain.train.position import Position, position_from
 from ds_pretrain.train.run_folder import CHECKPOINTS, check_corpus, check_layout, check_recipe, saved_recipe
-from ds_pretrain.train.trainer import Position, position_from
+from ds_pretrain.train.unfreezing import TrainedLayers
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,51 @@ def load(engine: Engine, groups: Sequence[ParameterGroup], checkpoint: Path, rec
         recipe: the recipe at hand.
         ranks: this process among those of the run.
     """
-    manifest = read_manifest(checkpoint)
-    if (manifest["world_size"], manifest["zero_stage"]) == (ranks.world_size, engine.zero_optimization_stage()):
+    if _saved_alike(engine, checkpoint, ranks):
         load_checkpoint(engine, checkpoint, ranks)
         return
-    seed_rank(recipe, ranks.rank, manifest["step"])
+    seed_rank(recipe, ranks.rank, read_manifest(checkpoint)["step"])
     if engine.zero_optimization_stage() == 0:
         load_engine(engine, checkpoint, ranks)
-    elif manifest["step"] > 0 or engine.global_steps > 0:  # a new engine has the initial weights, on any ranks
+    else:
         load_elsewhere(engine, groups, checkpoint, ranks)
+
+
+def go_back(
+    engine: Engine,
+    before: StagePlan,
+    after: StagePlan,
+    checkpoint: Path,
+    layers: TrainedLayers,
+    recipe: Recipe,
+    ranks: Ranks,
+) -> Engine:
+    """Loads an earlier checkpoint into a live run, whoever saved it. Every rank takes part.
+
+    Args:
+        engine: the live engine; not to be used afterwards if another one is returned.
+        before, after: the stages that it trains, and that the checkpoint's engine trained.
+        checkpoint: its folder, verified.
+        layers: which parameters the stages train.
+        recipe: the recipe at hand.
+        ranks: this process among those of the run.
+
+    Returns:
+        The engine that is where the checkpoint was.
+    """
+    if _saved_alike(engine, checkpoint, ranks) or engine.zero_optimization_stage() == 0:
+        engine = layers.change(engine, before, after)
+    else:  # what is converted wants an engine that has not taken a step
+        engine = layers.renew(engine, after)
+    load(engine, layers.groups(after), checkpoint, recipe, ranks)
+    return engine
+
+
+def _saved_alike(engine: Engine, checkpoint: Path, ranks: Ranks) -> bool:
+    """Whether as many ranks saved a checkpoint, at the same ZeRO stage."""
+    manifest = read_manifest(checkpoint)
+    saved: tuple[int, int] = (manifest["world_size"], manifest["zero_stage"])
+    return saved == (ranks.world_size, engine.zero_optimization_stage())
 
 
 def _find_checkpoint(

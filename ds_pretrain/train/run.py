@@ -30,7 +30,7 @@ from ds_pretrain.train.evaluation import Evaluator
 from ds_pretrain.train.flops import flops_per_token, peak_flops
 from ds_pretrain.train.formats import positions_run_on
 from ds_pretrain.train.history import unlogged
-from ds_pretrain.train.resume import load
+from ds_pretrain.train.resume import go_back
 from ds_pretrain.train.setup import Setup, open_folder, open_loader, prepare_run, start_engine
 from ds_pretrain.train.stop import StopRequest, ignore_requests
 from ds_pretrain.train.trainer import Job, Trainer
@@ -166,7 +166,7 @@ def train_recipe(recipe: Recipe, ranks: Ranks, arguments: Sequence[str]) -> None
         tracker=tracker,
         progress=progress,
         open_loader=partial(open_loader, setup, ranks, setup.plan.stages),
-        load=lambda engine, stage, folder: load(engine, layers.groups(stage), folder, recipe, ranks),
+        go_back=partial(go_back, layers=layers, recipe=recipe, ranks=ranks),
         layers=layers,
         learned_positions=has_learned_positions(model) and not positions_run_on(recipe),
         evaluator=_evaluator(setup, ranks) if setup.corpus.validation else None,

@@ -59,23 +59,19 @@ class Saving:
         return minutes is not None and self._ranks.is_main and time.monotonic() - self._began >= 60 * minutes
 
     @property
-    def has_saved(self) -> bool:
-        """Whether there is a checkpoint."""
-        return self._saved_step is not None
-
-    @property
     def writing(self) -> bool:
         """Whether this rank still writes its share of a checkpoint."""
         return self._writer.writing
 
-    def save(self, engine: Engine, state: Mapping[str, Any]) -> None:
+    def save(self, engine: Engine, state: Mapping[str, Any], anew: bool = False) -> None:
         """Writes a checkpoint, or begins to where that is asynchronous; none where the step's is there already.
 
         Args:
             engine: the live engine, between two steps.
             state: the run's own state; JSON values, ``step`` and ``tokens`` among them.
+            anew: replaces the step's checkpoint, of which the state has changed.
         """
-        if state["step"] in (self._saved_step, self._writer.step):
+        if not anew and state["step"] in (self._saved_step, self._writer.step):
             return
         self.settle()
         self._taken, self._began = state, time.monotonic()

@@ -36,11 +36,11 @@ from ds_pretrain.observe.prepare_progress import prepare_progress
 from ds_pretrain.schedules.plan_warnings import plan_warnings
 from ds_pretrain.train.corpus import Corpus, check_foreign, resolve_corpus
 from ds_pretrain.train.formats import attention_notes, attention_problems, check_model, input_format
+from ds_pretrain.train.position import Position
 from ds_pretrain.train.recovery import set_rejected_aside
 from ds_pretrain.train.resume import Start, find_start, load
 from ds_pretrain.train.run_folder import CHECKPOINTS, run_folder, write_config
 from ds_pretrain.train.stop import StopRequest
-from ds_pretrain.train.trainer import Position
 from ds_pretrain.train.unfreezing import TrainedLayers
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Setup:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to train."""
-        return self.position.step >= self.plan.total_steps
+        return self.position.step >= self.plan.total_steps and self.position.evaluated
 
     @property
     def min_loss_scale(self) -> float | None:
@@ -146,9 +146,10 @@ def open_folder(setup: Setup, ranks: Ranks) -> None:
         write_config(setup.folder, setup.recipe)
         write_plan_files(plan_document(setup.plan, setup.recipe, setup.precision), setup.folder)
         for name in (METRICS_FILE, EVENTS_FILE):
-            # a stage that starts just where the run goes on is entered again
+            # a stage that starts just where the run goes on is entered again, and what was broken off evaluated again
             step = setup.position.step if setup.start.checkpoint else -1
-            cut_after(setup.folder / name, step, ("stage_start",), setup.position.history.count)
+            redone = ("stage_start",) if setup.position.evaluated else ("stage_start", "val_loss")
+            cut_after(setup.folder / name, step, redone, setup.position.history.count)
 
     on_main(ranks, write)
 

@@ -15,7 +15,7 @@ from ds_pretrain.curriculum.unfreezing import fresh_share
 from ds_pretrain.data.loader import StepLoader
 from ds_pretrain.engine.build import Engine
 from ds_pretrain.engine.checkpoint_list import read_state
-from ds_pretrain.engine.ranks import Ranks
+from ds_pretrain.engine.ranks import Ranks, any_rank
 from ds_pretrain.engine.stage import (
     Newcomers,
     applied_clip,
@@ -27,41 +27,21 @@ from ds_pretrain.engine.stage import (
 )
 from ds_pretrain.engine.step import Requests, StepResult, train_batch
 from ds_pretrain.errors import TrainingError
-from ds_pretrain.guards import GuardState, Rollback, RollbackHistory, Verdict
+from ds_pretrain.guards import Rollback, Verdict
 from ds_pretrain.observe.progress import ProgressReporter
 from ds_pretrain.observe.tracker import Tracker
 from ds_pretrain.schedules import LearningRateSchedule
-from ds_pretrain.schedules.plateau import PlateauState, after_evaluation
+from ds_pretrain.schedules.plateau import after_evaluation
 from ds_pretrain.train.continuation import recipe_document
-from ds_pretrain.train.evaluation import Evaluator, full_length_loss
+from ds_pretrain.train.evaluation import EvaluationStopped, Evaluator, full_length_loss
 from ds_pretrain.train.guarding import Guarding
 from ds_pretrain.train.metrics import StepTimes, step_record
+from ds_pretrain.train.position import Position, position_from
 from ds_pretrain.train.recovery import take_back
 from ds_pretrain.train.run_folder import CHECKPOINTS
 from ds_pretrain.train.saving import Saving
 from ds_pretrain.train.stop import StopRequest
 from ds_pretrain.train.unfreezing import TrainedLayers
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far a run is; what a checkpoint keeps beside the engine.
-
-    Args:
-        step: optimizer steps done.
-        stage: index of the stage that the last one belonged to; its layers are what the engine trains.
-        guard: what the guards remember.
-        plateau: what the schedule of that type remembers.
-        history: the rollbacks behind it; recovery.json tells, not the checkpoint.
-        saved: whether a checkpoint holds it.
-    """
-
-    step: int = 0
-    stage: int = 0
-    guard: GuardState = GuardState()
-    plateau: PlateauState = PlateauState()
-    history: RollbackHistory = RollbackHistory()
-    saved: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +54,7 @@ class Job:
         ranks: this process among those of the run.
         tracker: where records go; called on rank 0 alone.
         progress: what the terminal shows; None on other ranks.
-        load: loads a checkpoint into the engine of a stage.
+        go_back: loads an earlier checkpoint, given the live engine and the stages before and after; its engine.
         open_loader: this rank's batches, from a step on and without the data that rollbacks left out.
         layers: which layers the stages train.
         learned_positions: whether the model learns its position embeddings, of which short stages train the first.
@@ -92,7 +72,7 @@ class Job:
     ranks: Ranks
     tracker: Tracker
     progress: ProgressReporter | None
-    load: Callable[[Engine, StagePlan, Path], None]
+    go_back: Callable[[Engine, StagePlan, StagePlan, Path], Engine]
     open_loader: Callable[[int, Sequence[Skip]], StepLoader]
     layers: TrainedLayers
     learned_positions: bool
@@ -125,6 +105,7 @@ class Trainer:
         self.plateau = position.plateau
         self.history = position.history
         self.stopped = False
+        self.evaluated = position.evaluated
         self.cursors: tuple[int, ...] = ()
         # full-length validation loss of the present step, where it tells which checkpoint is best
         self.val_loss: float | None = None
@@ -156,15 +137,19 @@ class Trainer:
 
     def _train(self) -> bool:
         plan = self.job.plan
-        if not self.saving.has_saved:
-            self._evaluate(plan.stages[0])
-            self.saving.save(self.engine, self._state(plan.stages[0]))
+        if not self.evaluated:
+            self._catch_up()
         while self.step < plan.total_steps and not self.stopped:
             with self.job.open_loader(self.step, self.history.skips) as loader:
                 reason = self._train_on(loader)
             if reason is not None:
                 self._go_back(reason)
-        return self.step == plan.total_steps
+        return self.step == plan.total_steps and self.evaluated
+
+    def _catch_up(self) -> None:
+        """The evaluation and the save that come before the next step: at the start, and where a stop came first."""
+        self._evaluate(self.trained)
+        self.saving.save(self.engine, self._state(self.trained), anew=self.evaluated)
 
     def _train_on(self, loader: StepLoader) -> str | None:
         """The loop, up to the end or a stop; or why the run has to go back."""
@@ -192,7 +177,7 @@ class Trainer:
             self._evaluate(stage)
             if not result.requests.wait:
                 self.saving.settle()
-            if result.requests.stop or result.requests.save or self.saving.due(self.step, plan.total_steps):
+            if self.stopped or result.requests.save or self.saving.due(self.step, plan.total_steps):
                 self.saving.save(self.engine, self._state(stage))
         return None
 
@@ -210,11 +195,12 @@ class Trainer:
         self.log_rollback(self.history.rollbacks[-1])
         target = position_from(read_state(folder))
         stage = self.job.plan.stages[target.stage]
-        self.engine = self.job.layers.change(self.engine, self.trained, stage)
-        self.job.load(self.engine, stage, folder)
+        self.engine = self.job.go_back(self.engine, self.trained, stage, folder)
         self.trained = stage
         self.step, self.guarding.state, self.plateau = target.step, target.guard, target.plateau
         self.saving.went_back(self.step)
+        if not target.evaluated:
+            self._catch_up()
 
     def log_rollback(self, rollback: Rollback) -> None:
         """Logs and shows that the run goes back."""
@@ -248,6 +234,9 @@ class Trainer:
     def _requests(self) -> Requests:
         return Requests(stop=self.stop.requested, save=self.saving.minutes_passed(), wait=self.saving.writing)
 
+    def _asked_to_stop(self) -> bool:
+        return any_rank(self.stop.requested, self.job.ranks)
+
     def _record(self, stage: StagePlan, result: StepResult, lr: float, verdict: Verdict, times: StepTimes) -> None:
         if self.job.ranks.is_main:
             record = step_record(
@@ -273,11 +262,18 @@ class Trainer:
         return None if peak is None else peak / self.job.flops_per_token[stage.seq_len]
 
     def _evaluate(self, stage: StagePlan) -> None:
+        self.evaluated = True
         every = self.job.recipe.evaluation.every_steps
         due = self.step in (0, self.job.plan.total_steps) or (every is not None and self.step % every == 0)
         if self.job.evaluator is None or not due:
             return
-        lines = self.job.evaluator.evaluate(self.engine, [stage.seq_len, self.job.recipe.data.max_seq_len])
+        seq_lens = [stage.seq_len, self.job.recipe.data.max_seq_len]
+        try:
+            lines = self.job.evaluator.evaluate(self.engine, seq_lens, self._asked_to_stop)
+        except EvaluationStopped:
+            self.stopped, self.evaluated = True, False
+            self._say(f"step {self.step}: the evaluation was broken off; it is done when the run goes on")
+            return
         tokens = stage.tokens_before(self.step)
         if self.job.ranks.is_main:
             for line in lines:
@@ -313,6 +309,7 @@ class Trainer:
             "plateau": asdict(self.plateau),
             "recovery": self.history.to_json(),
             "val_loss": self.val_loss,
+            "evaluated": self.evaluated,
             "recipe": recipe_document(self.job.recipe),
         }
 
@@ -325,14 +322,3 @@ class Trainer:
         if self.job.ranks.is_main:
             tokens = self.job.plan.stage_at(self.step).tokens_before(self.step)
             self.job.tracker.log_event({"event": name, "step": self.step, "tokens": tokens, **details})
-
-
-def position_from(state: dict[str, Any]) -> Position:
-    """The position that a checkpoint's state tells."""
-    return Position(
-        step=state["step"],
-        stage=state["stage"],
-        guard=GuardState.from_json(state["guard"]),
-        plateau=PlateauState(**state["plateau"]),
-        saved=True,
-    )

@@ -47,6 +47,18 @@ class TrainedLayers:
         document = stage_json(self._recipe, stage, self._precision)
         return build_engine(self._module, self.groups(stage), document, self._recipe.optimizer)
 
+    def renew(self, engine: Engine, stage: StagePlan) -> Engine:
+        """A new engine in place of a live one: the weights stay, nothing else does.
+
+        Args:
+            engine: the live engine, between two steps; not to be used afterwards.
+            stage: what the new one is to train.
+        """
+        release(engine)
+        self._select(stage)
+        own_storage(self._module)
+        return self.build(stage)
+
     def change(self, engine: Engine, before: StagePlan, after: StagePlan) -> Engine:
         """The engine of another stage, which goes on where the one before stopped. Every rank takes part.
 
@@ -63,10 +75,7 @@ class TrainedLayers:
             return engine
         random = rng_state()
         state = collect_state(engine, self.groups(before), self._ranks)
-        release(engine)
-        self._select(after)
-        own_storage(self._module)
-        following = self.build(after)
+        following = self.renew(engine, after)
         put_state(following, self.groups(after), state, self._ranks)
         restore_rng(random)
         return following

@@ -3,7 +3,8 @@
 Started by the real launcher: ``deepspeed tests/runs/many.py JOBS.json``; each job is a list of recipe files and
 overrides. The processor's fp16 is refused by DeepSpeed as too slow; where asked for, that one check is overruled, and
 everything else is DeepSpeed's own. With "go_on", a run that fails is told of and the next one started; in place
-of a run, "remove:FOLDER" removes a folder, and "fill:FOLDER" makes one that fills its disk.
+of a run, "remove:FOLDER" removes a folder, and "fill:FOLDER" makes one that fills its disk. A run whose overrides begin
+with "fault:…" has that fault of ``faults.py``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from deepspeed.accelerator import get_accelerator
+from faults import install
 
 from ds_pretrain.config import load_recipe
 from ds_pretrain.engine.ranks import barrier, start_ranks, stop_ranks
@@ -47,8 +49,10 @@ def main() -> None:
                 ORDERS[order](Path(folder))
             barrier()
             continue
+        install(json.loads(folder) if order == "fault" else None, ranks)
+        changes = overrides[1:] if order == "fault" else overrides
         try:
-            train_recipe(load_recipe([Path(file) for file in files], overrides), ranks, overrides)
+            train_recipe(load_recipe([Path(file) for file in files], changes), ranks, changes)
         except (UserError, TrainingError) as error:
             if not jobs.get("go_on"):
                 raise

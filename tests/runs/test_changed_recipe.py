@@ -24,6 +24,7 @@ def runs(train_many: Many, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("changed")
     same = [f"run.output_dir={folder}", "run.name=changed", "checkpoint.every_steps=4", "checkpoint.keep_last=9"]
     best = ["run.name=best", "checkpoint.keep_last=1", "checkpoint.keep_best=true", "evaluation.every_steps=2"]
+    back = ["run.name=back", "safety.max_consecutive_bad_steps=1"]
     result = train_many(
         1,
         [
@@ -36,6 +37,8 @@ def runs(train_many: Many, tmp_path_factory: pytest.TempPathFactory) -> Path:
             same,
             [*same, *LONGER],
             [*same, *best, "checkpoint.asynchronous=true"],
+            ['fault:{"kind": "nan", "rank": 0, "step": 5}', *same, *back],
+            [*same, *back, *LONGER],
         ],
         go_on=True,
     )
@@ -56,7 +59,14 @@ def test_a_finished_run_says_so_and_a_changed_one_is_refused_with_the_ways_out(r
         "  stage 0, begun at step 0: min_lr 0.001 in the run, 0.05 now",
     ]
     assert "to train on, add a stage that starts at step 12" in output
-    assert output.count("CheckpointError: ") == 1
+    assert output.count("CheckpointError: ") == 2
+
+
+def test_a_run_that_went_back_is_not_made_longer(runs: Path) -> None:
+    output = (runs / "output.txt").read_text(encoding="utf-8")
+    refused = output[output.rindex("CheckpointError: ") :].splitlines()
+    assert refused[0] == f"CheckpointError: {runs / 'back'} is a run of another recipe; changed:"
+    assert any("but what the run read after 1 rollback(s) begins where they end" in line for line in refused)
 
 
 def test_a_stage_added_at_the_end_is_trained_and_what_changed_is_listed(runs: Path) -> None:

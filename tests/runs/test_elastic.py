@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from launches import LAUNCH_SECONDS, ROOT
-from records import steps
+from records import metrics, steps
 
 from ds_pretrain.engine.consolidate import whole_weights
 from ds_pretrain.train.export import export_run
@@ -35,6 +35,11 @@ FROM_TWO: dict[str, tuple[list[str], list[str]]] = {
 BACK = ("zero1", "zero3")
 # four save, three go on
 FROM_FOUR = [BY_TWELVE, "deepspeed.zero_stage=2"]
+# a layer turns NaN one step after these; the run goes back to what other ranks saved, weights alone at step 0
+BACK_TO = (0, STOP)
+NO_PATIENCE = ["safety.max_consecutive_bad_steps=1", "deepspeed.zero_stage=1", UNFREEZING]
+# two ranks, of which one is killed half-way through the save of this step
+TORN = {"torn": [], "torn-later": ["checkpoint.asynchronous=true"]}
 COMMON = [f"checkpoint.every_steps={STOP}", "checkpoint.keep_last=99", "evaluation.every_steps=null"]
 
 
@@ -58,6 +63,20 @@ def runs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(cut("moved", "back", name, AGAIN) for name in BACK),
         {"ranks": 2, "runs": [run("back", name, *FROM_TWO[name][0], must) for name in BACK]},
     ]
+    for step in BACK_TO:
+        fault = {"kind": "nan", "rank": 0, "step": step + 1}
+        jobs += [
+            {"ranks": 2, "runs": [run(f"stayed{step}", "zero1", *NO_PATIENCE)], "fault": fault},
+            cut("unbroken", f"nan{step}", "zero1", step),
+            {"ranks": 1, "runs": [run(f"nan{step}", "zero1", *NO_PATIENCE)], "fault": fault},
+        ]
+    for name, more in TORN.items():
+        torn = run("torn", name, *FROM_TWO["zero1"][0], *more)
+        jobs += [
+            {"ranks": 2, "runs": [torn], "fault": {"kind": "torn", "rank": 1, "step": AGAIN}},
+            cut("torn", "found", name, AGAIN),
+            {"ranks": 2, "runs": [torn]},
+        ]
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     command = [sys.executable, str(ROOT / "tests/runs/worlds.py"), str(folder / "jobs.json")]
     result = subprocess.run(
@@ -93,6 +112,36 @@ def test_losses_rates_and_tokens_go_on(runs: Path, output: str, name: str, conti
     assert max(abs(a - b) for a, b in zip(before, after, strict=True)) < tolerance
     # the comparison can fail: one step off, the losses of all these steps are not as close as that
     assert max(abs(a - b) for a, b in zip(before[STOP:-1], after[STOP + 1 :], strict=True)) > tolerance
+
+
+@pytest.mark.parametrize("step", BACK_TO)
+def test_a_run_that_moved_goes_back_to_what_the_other_ranks_saved(runs: Path, step: int) -> None:
+    run, stayed = runs / f"nan{step}/zero1", runs / f"stayed{step}/zero1"
+    recovery = json.loads((run / "recovery.json").read_text(encoding="utf-8"))
+    assert [rollback["target_step"] for rollback in recovery["rollbacks"]] == [step]
+    assert resumed(run) == [(step, 1)]
+    found, expected = ([line for line in steps(where) if line["loss"] is not None] for where in (run, stayed))
+    assert [line["step"] for line in found] == [*range(1, step + 2), *range(step + 1, LAST + 1)]
+    for key in ("step", "tokens", "lr", "lr_groups", "epoch"):
+        assert [line[key] for line in found] == [line[key] for line in expected]
+    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(found, expected, strict=True)) < 1e-3
+
+
+@pytest.mark.parametrize("name", TORN)
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(runs: Path, name: str) -> None:
+    found = {path.name for path in (runs / "found" / name / "checkpoints").iterdir()}
+    assert found == {"step_00000000", f"step_{STOP:08d}", f".step_{AGAIN:08d}.partial"}
+    run = runs / "torn" / name
+    assert resumed(run) == [(STOP, 2)]
+    assert metrics(run) == metrics(runs / "unbroken/zero1")
+    weights, expected = (
+        whole_weights(where / f"checkpoints/step_{LAST:08d}") for where in (run, runs / "unbroken/zero1")
+    )
+    assert weights.keys() == expected.keys()
+    assert all(bool((weights[key] == expected[key]).all()) for key in expected)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        f"step_{step:08d}" for step in (0, STOP, AGAIN, LAST)
+    }
 
 
 def test_the_start_tells_what_is_different(runs: Path) -> None:

@@ -1,8 +1,9 @@
 """Trains runs on one number of ranks after another: ``python tests/runs/worlds.py JOBS.json``.
 
-A job is either {"ranks": N, "runs": [[files, overrides], …]} or {"cut": [run, copy, step]}, which copies a run's folder
-as a kill just after the save of a step would have left it. The ranks are forked from this process instead of started by
-the launcher, so that what they import is imported once for all of them.
+A job is either {"ranks": N, "runs": [[files, overrides], …], "fault": …} or {"cut": [run, copy, step]}, which copies a
+run's folder as a kill just after the save of a step would have left it. A fault, one of ``faults.py``, comes in every
+run of its job; the other ranks are killed after the one that is killed by it. The ranks are forked from this process
+instead of started by the launcher, so that what they import is imported once for all of them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import shutil
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
+
+from faults import install
 
 from ds_pretrain.config import load_recipe
 from ds_pretrain.engine.checkpoint_files import list_checkpoints
@@ -36,6 +40,7 @@ def train(rank: int, job: dict[str, Any], port: int) -> None:
     )  # fmt: skip
     ranks = start_ranks(600.0)
     for files, overrides in job["runs"]:
+        install(job.get("fault"), ranks)
         train_recipe(load_recipe([Path(file) for file in files], overrides), ranks, overrides)
     stop_ranks()
 
@@ -48,6 +53,8 @@ def forked(rank: int, job: dict[str, Any], port: int) -> int:
     try:
         train(rank, job, port)
         code = 0
+    except BaseException:  # what is left by _exit() says nothing of it
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -65,13 +72,16 @@ def main() -> None:
             port = probe.getsockname()[1]
         sys.stdout.flush()
         children = {forked(rank, job, port) for rank in range(job["ranks"])}
+        failed = False
         while children:
             child, status = os.wait()
             children.remove(child)
-            if status:
+            if status and not failed:
+                failed = True
                 for other in children:  # they would wait for it
                     os.kill(other, signal.SIGKILL)
-                sys.exit(1)
+        if failed != (job.get("fault", {}).get("kind") == "torn"):
+            sys.exit(1)
 
 
 if __name__ == "__main__":
