@@ -104,7 +104,8 @@ def encode_in_order(
     Raises:
         DataError: a worker died.
     """
-    pool = worker_pool(workers, threads=1)
+    # fresh processes, which leave with their parent
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=start_worker, initargs=(1,))
     waiting: deque[tuple[TextBatch[T], Future[tuple[NDArray[np.integer[Any]], list[int]]]]] = deque()
     try:
         for batch in batches:
@@ -123,12 +124,8 @@ def encode_in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def worker_pool(workers: int, threads: int) -> ProcessPoolExecutor:
-    """A pool of fresh processes that leave with their parent and in which `tokenizers` uses ``threads`` threads."""
-    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(threads,))
-
-
-def _start_worker(threads: int) -> None:
+def start_worker(threads: int) -> None:
+    """Make a fresh process one that leaves with its parent, and in which `tokenizers` uses ``threads`` threads."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the whole group: leave without a traceback

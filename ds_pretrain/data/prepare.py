@@ -11,7 +11,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,10 +19,11 @@ from typing import Literal, NamedTuple, TypedDict
 from filelock import FileLock, Timeout
 from typing_extensions import Required, Unpack
 
-from ds_pretrain.data.documents import TRAIN, Chosen, LeftOut, Place, Selection, choose_documents
+from ds_pretrain.data.documents import Chosen, LeftOut, Place, Selection, choose_documents
 from ds_pretrain.data.duplicates import DigestSet
-from ds_pretrain.data.encoding import PIECE_CHARACTERS, Encoder, TextBatch, cut, encode_in_order, worker_pool
+from ds_pretrain.data.encoding import PIECE_CHARACTERS, Encoder, TextBatch, cut, encode_in_order
 from ds_pretrain.data.indexed import token_dtype
+from ds_pretrain.data.job_tokenizer import trained_tokenizer
 from ds_pretrain.data.manifest import tokenizer_reference
 from ds_pretrain.data.publish import (
     PrepareReport,
@@ -46,8 +46,8 @@ from ds_pretrain.data.shard import (
     write_whole,
 )
 from ds_pretrain.data.sources import SourceFile, list_files, prefix_digests, shard_of, sources_digest
-from ds_pretrain.data.tokenizer import end_of_document_id, load_tokenizer, save_tokenizer
-from ds_pretrain.data.train_tokenizer import TokenizerTraining, parse_training, train_tokenizer
+from ds_pretrain.data.tokenizer import end_of_document_id, load_tokenizer
+from ds_pretrain.data.train_tokenizer import parse_training
 from ds_pretrain.errors import DataError, UserError
 
 _COMMIT_SECONDS = 10.0
@@ -171,9 +171,12 @@ def prepare_shard(inputs: Sequence[str], output: Path, shard: tuple[int, int], *
     with _shard_lock(folder, alone=shard[1] == 1):
         trained = None
         if training is not None:
-            if progress:
-                progress(PrepareProgress("tokenizer", 0, sum(file.size for file in every), 0))
-            trained = _trained_tokenizer(partial, every, selection, training, workers)
+
+            def told(read: int, total: int) -> None:
+                if progress:
+                    progress(PrepareProgress("tokenizer", read, total, 0))
+
+            trained = trained_tokenizer(partial, every, selection, training, workers, told)
         job, backend = _job(inputs, output, selection, tokenizer, trained, shard[1])
         files = shard_of(every, *shard)
         digests, whole = prefix_digests(files), sources_digest(every)
@@ -300,44 +303,3 @@ def _shard_lock(folder: Path, alone: bool) -> Iterator[None]:
         lock.release()
         if alone and not any(path.is_dir() for path in folder.parent.glob("*")):
             shutil.rmtree(folder.parent, ignore_errors=True)
-
-
-def _trained_tokenizer(
-    partial: Path, files: Sequence[SourceFile], selection: Selection, training: TokenizerTraining, workers: int
-) -> Path:
-    """The folder of the tokenizer of this job: trained by the first process to come, the others wait for it."""
-    key = hashlib.sha256(repr((training, selection, sources_digest(files))).encode()).hexdigest()[:16]
-    folder = partial / f"tokenizer-{key}"
-    with FileLock(partial / "tokenizer.lock"):
-        if not folder.is_dir():
-            with worker_pool(1, threads=workers) as pool:  # only in a fresh process can its threads still be chosen
-                try:
-                    trained = pool.submit(_train, files, selection, training).result()
-                except BrokenProcessPool as error:
-                    raise DataError(
-                        "tokenizer: the process that trained it died, most often for lack of memory"
-                    ) from error
-            try:
-                save_tokenizer(trained, folder)
-            except DataError:
-                if not folder.is_dir():  # else another machine, whose lock is not seen here, was first: take its own
-                    raise
-    return folder
-
-
-def _train(files: Sequence[SourceFile], selection: Selection, training: TokenizerTraining) -> str:
-    total = sum(file.size for file in files)
-    seen = DigestSet() if selection.deduplicate else None
-    chosen = choose_documents(files, selection, left_out=LeftOut(), seen=seen)
-
-    def pieces() -> Iterator[tuple[str, float]]:
-        before = 0
-        for document in chosen:
-            size, read = document.place.bytes_done - before, 0
-            if document.split == TRAIN:
-                for piece, _ in cut(document.text):
-                    read += len(piece)
-                    yield piece, (before + size * read / document.characters) / total
-            before += size
-
-    return train_tokenizer(pieces(), training)

@@ -24,7 +24,7 @@ class Speed:
         self._time = 0.0
 
     def measure(self, progress: PrepareProgress, now: float) -> tuple[float, float] | None:
-        """Tokens per second and seconds left; None while there is nothing to tell them from.
+        """Tokens per second, 0 where none are written, and seconds left; None while there is nothing to tell them from.
 
         Args:
             progress: how far the preparation is.
@@ -34,7 +34,7 @@ class Speed:
             self._start, self._time = progress, now
         tokens, read = progress.tokens - self._start.tokens, progress.bytes_done - self._start.bytes_done
         seconds = now - self._time
-        if seconds <= 0 or tokens <= 0 or read <= 0:
+        if seconds <= 0 or read <= 0:
             return None
         return tokens / seconds, (progress.bytes_total - progress.bytes_done) * seconds / read
 
@@ -54,12 +54,20 @@ def prepare_progress() -> Iterator[Report]:
             measured = speed.measure(progress, time.monotonic())
             bar.update(
                 task,
-                description=f"{progress.phase}{f', {measured[0]:,.0f} tokens/s' if measured else ''}",
+                description=_doing(progress, measured[0] if measured else 0.0),
                 completed=progress.bytes_done,
                 total=progress.bytes_total,
             )
 
         yield report
+
+
+def _doing(progress: PrepareProgress, tokens_per_second: float) -> str:
+    """What goes on, in words."""
+    if progress.phase == "encode":
+        rate = f", {tokens_per_second:,.0f} tokens/s" if tokens_per_second else ""
+        return f"encoding: {progress.tokens:,} tokens{rate}"
+    return "reading for the tokenizer" if progress.bytes_done < progress.bytes_total else "training the tokenizer"
 
 
 def _log_report() -> Report:
@@ -73,8 +81,7 @@ def _log_report() -> Report:
             last = now
             share = 100 * progress.bytes_done / progress.bytes_total
             print(
-                f"{progress.phase}: {share:.1f}%, {progress.tokens:,} tokens, {measured[0]:,.0f} tokens/s, "
-                f"{measured[1] / 60:,.0f} minutes left",
+                f"{_doing(progress, measured[0])}, {share:.1f}%, {measured[1] / 60:,.0f} minutes left",
                 file=sys.stderr,
                 flush=True,
             )
