@@ -15,6 +15,7 @@ import yaml
 from launches import LAUNCH_SECONDS, ROOT, free_port
 from records import metrics
 from support import TINY
+from texts import write_texts
 
 from ds_pretrain.data.prepare import prepare
 
@@ -51,7 +52,8 @@ def executable(path: Path, text: str) -> None:
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A folder with a recipe far longer than the test, its corpus, and stand-ins for SLURM's commands."""
-    prepare([str(ROOT / "ds_pretrain/config")], tmp_path / "mine", tokenizer="train:400", workers=1)
+    texts = write_texts(tmp_path / "texts", 50_000)
+    prepare([str(texts)], tmp_path / "mine", tokenizer="train:400", workers=1)
     recipe = {
         **TINY,
         "run": {"name": "cluster"},

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from launches import ROOT, free_port
 from records import metrics
+from texts import write_texts
 
 PAGE = ROOT / "docs/first-hour.md"
 # 10 steps of a model that a CPU trains in seconds
@@ -59,9 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clone = tmp_path_factory.mktemp("clone")
     for part in ("ds_configs", "launch"):
         shutil.copytree(ROOT / part, clone / part)
-    (clone / "my_texts").mkdir()
-    for index, path in enumerate(sorted((ROOT / "ds_pretrain").rglob("*.py"))):
-        (clone / "my_texts" / f"{index}.txt").write_text(path.read_text(encoding="utf-8") * 3, encoding="utf-8")
+    write_texts(clone / "my_texts", 1_000_000)
     done = run(commands()[1].replace("--validation 0.01", "--validation 0.1"), clone)
     assert done.returncode == 0, done.stderr
     assert "data/mine-val:" in done.stdout

@@ -1,4 +1,4 @@
-"""A corpus of this package's own source, and runs over it."""
+"""A corpus, and runs over it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import yaml
 from launches import LAUNCH_SECONDS, ROOT, Many, deepspeed_command
 from support import TINY
+from texts import write_texts
 
 from ds_pretrain.data.prepare import prepare
 
@@ -21,7 +22,8 @@ from ds_pretrain.data.prepare import prepare
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prefix of a token file of about 100,000 tokens, with a validation part beside it."""
     folder = tmp_path_factory.mktemp("corpus")
-    prepare([str(ROOT / "ds_pretrain")], folder / "mine", tokenizer="train:400", validation=0.1, workers=1)
+    texts = write_texts(folder / "texts", 330_000)
+    prepare([str(texts)], folder / "mine", tokenizer="train:400", validation=0.1, workers=1)
     return folder / "mine"
 
 
