@@ -18,6 +18,8 @@ from ds_pretrain.data.stream import TokenStream
 def poison(corpus: Path, to: Path, stages: Sequence[StagePlan], steps: Iterable[int], seed: int, window: int) -> None:
     """Copies a corpus and overwrites the rows of some steps with rare tokens at random.
 
+    They are of so many kinds that a model that learns them, all alike, stays at 5.5 nats.
+
     Args:
         corpus: prefix of a token file.
         to: prefix of the copy.
@@ -33,7 +35,7 @@ def poison(corpus: Path, to: Path, stages: Sequence[StagePlan], steps: Iterable[
     tokens, _ = open_corpus(corpus)
     stream, order = TokenStream(tokens.tokens, window, seed), RowOrder(stages, seed)
     poisoned = np.memmap(bin_path(to), dtype=tokens.tokens.dtype, mode="r+")
-    rare = np.bincount(np.asarray(tokens.tokens, dtype=np.int64)).argsort()[:100]
+    rare = np.bincount(np.asarray(tokens.tokens, dtype=np.int64)).argsort()[:250]
     generator = np.random.default_rng(seed)
     for step in steps:
         stage = next(stage for stage in stages if step < stage.end_step)

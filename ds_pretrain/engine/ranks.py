@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -81,6 +82,9 @@ def start_ranks(timeout_seconds: float) -> Ranks:
     except dist.DistError as error:
         raise _not_met(error, timeout_seconds) from error
     device = torch.device(accelerator.current_device_name())
+    # what is imported by now stays to the end: DeepSpeed collects at every start of an engine, and Python now and then
+    # in the midst of training, and would look at millions of objects for nothing
+    gc.freeze()
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
 
 

@@ -97,6 +97,7 @@ class Trainer:
     def __init__(self, engine: Engine, job: Job, stop: StopRequest, position: Position) -> None:
         self.engine = engine
         self.job = job
+        self.recipe = recipe_document(job.recipe)  # once: it takes longer than many a step
         self.stop = stop
         self.schedule = LearningRateSchedule(job.plan, job.recipe.schedule)
         self.step = position.step
@@ -310,7 +311,7 @@ class Trainer:
             "recovery": self.history.to_json(),
             "val_loss": self.val_loss,
             "evaluated": self.evaluated,
-            "recipe": recipe_document(self.job.recipe),
+            "recipe": self.recipe,
         }
 
     def _say(self, text: str) -> None:

@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clone = tmp_path_factory.mktemp("clone")
     for part in ("ds_configs", "launch"):
         shutil.copytree(ROOT / part, clone / part)
-    write_texts(clone / "my_texts", 1_000_000)
+    write_texts(clone / "my_texts", 1_500_000)
     done = run(commands()[1].replace("--validation 0.01", "--validation 0.1"), clone)
     assert done.returncode == 0, done.stderr
     assert "data/mine-val:" in done.stdout

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from launches import LAUNCH_SECONDS, ROOT, Many, deepspeed_command
+from launches import ROOT, Many, RankServer, launch
 from support import TINY
 from texts import write_texts
 
@@ -53,8 +51,8 @@ def base(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def train_many(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Many:
-    """Trains several variants of ``base`` in one launch; one that begins with another recipe's file, of that."""
+def train_many(base: Path, rank_server: RankServer, tmp_path_factory: pytest.TempPathFactory) -> Many:
+    """Trains several variants of ``base`` on the same ranks; one that begins with another recipe's file, of that."""
 
     def train(
         num_ranks: int,
@@ -62,6 +60,7 @@ def train_many(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Many:
         allow_fp16: bool = False,
         expected: int = 0,
         go_on: bool = False,
+        launcher: bool = False,
     ) -> Any:
         jobs = tmp_path_factory.mktemp("jobs") / "jobs.json"
         runs = [
@@ -69,10 +68,8 @@ def train_many(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Many:
             for parts in variants
         ]
         jobs.write_text(json.dumps({"runs": runs, "allow_fp16": allow_fp16, "go_on": go_on}), encoding="utf-8")
-        command = deepspeed_command(num_ranks, ROOT / "tests/runs/many.py", str(jobs))
-        result = subprocess.run(
-            command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False
-        )
+        start = launch if launcher else rank_server.run
+        result = start(num_ranks, ROOT / "tests/runs/many.py", str(jobs))
         assert result.returncode == expected, result.stdout + result.stderr
         return result
 

@@ -1,8 +1,8 @@
-"""Trains several recipes on the ranks of one launch, some of them with a fault that a machine could have.
+"""Trains several recipes on the same ranks, some of them with a fault that a machine could have.
 
-Started by the real launcher: ``deepspeed tests/runs/faults.py JOBS.json``; each job is ``{"overrides": […], "fault":
-…}`` over the recipe ``base``. The processor's fp16, which DeepSpeed refuses as too slow, is allowed. A run that fails
-is told of. Faults, which ``many.py`` and ``worlds.py`` borrow:
+``faults.py JOBS.json``, started on every rank; each job is ``{"overrides": […], "fault": …}`` over the recipe ``base``.
+The processor's fp16, which DeepSpeed refuses as too slow, is allowed. A run that fails is told of. Faults, which
+``many.py`` and ``worlds.py`` borrow:
 
 - ``{"kind": "nan", "rank": 1, "step": 12}`` sets a layer to NaN on one rank before a step, counted from 0;
 - ``{"kind": "kill"}`` kills the rank with -9 once ``recovery.json`` is there and nothing else of a rollback is;

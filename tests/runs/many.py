@@ -1,8 +1,8 @@
-"""Trains several recipes one after another on the ranks of one launch, which saves most of the launches' time.
+"""Trains several recipes one after another on the same ranks, which saves most of the starts' time.
 
-Started by the real launcher: ``deepspeed tests/runs/many.py JOBS.json``; each job is a list of recipe files and
-overrides. The processor's fp16 is refused by DeepSpeed as too slow; where asked for, that one check is overruled, and
-everything else is DeepSpeed's own. With "go_on", a run that fails is told of and the next one started; in place
+Started by the real launcher, ``deepspeed tests/runs/many.py JOBS.json``, or forked; each job is a list of recipe files
+and overrides. The processor's fp16 is refused by DeepSpeed as too slow; where asked for, that one check is overruled,
+and everything else is DeepSpeed's own. With "go_on", a run that fails is told of and the next one started; in place
 of a run, "remove:FOLDER" removes a folder, and "fill:FOLDER" makes one that fills its disk. A run whose overrides begin
 with "fault:…" has that fault of ``faults.py``.
 """

@@ -1,6 +1,6 @@
-"""What several ranks of one launch have to show of engines alone, without a run around them.
+"""What several ranks have to show of engines alone, without a run around them.
 
-Started by the real launcher: ``deepspeed tests/runs/on_ranks.py RESULTS.json``. Every optimizer takes steps beside its
+``on_ranks.py RESULTS.json``, started on every rank. Every optimizer takes steps beside its
 library's own, and layers are unfrozen; rank 0 writes what came of it.
 """
 

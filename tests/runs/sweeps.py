@@ -1,6 +1,6 @@
-"""Trains, breaks and restores an engine for several recipes, on the ranks of one launch.
+"""Trains, breaks and restores an engine for several recipes, on the same ranks.
 
-Started by the real launcher: ``deepspeed tests/runs/sweeps.py JOBS.json``; each job is a list of recipe files and
+``sweeps.py JOBS.json``, started on every rank; each job is a list of recipe files and
 overrides. Rank 0 writes what every rank saw beside the jobs.
 """
 

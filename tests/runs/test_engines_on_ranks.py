@@ -1,25 +1,20 @@
-"""Optimizers and unfreezing on two ranks of one launch, over all ZeRO stages."""
+"""Optimizers and unfreezing on two ranks, over all ZeRO stages."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import LAUNCH_SECONDS, ROOT, deepspeed_command
+from launches import ROOT, RankServer
 from optimizer_subjects import EVERY_CASE, may_differ
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def results(rank_server: RankServer, tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("ranks") / "results.json"
-    command = deepspeed_command(2, ROOT / "tests/runs/on_ranks.py", str(path))
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False
-    )
+    done = rank_server.run(2, ROOT / "tests/runs/on_ranks.py", str(path))
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(Path(path).read_text(encoding="utf-8"))
 

@@ -9,13 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launches import LAUNCH_SECONDS, ROOT, Many, deepspeed_command
+from launches import LAUNCH_SECONDS, ROOT, Many, launch
 from records import steps
-
-
-def launch(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = deepspeed_command(ranks, ROOT / "launch/pretrain.py", *arguments)
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)
 
 
 def test_a_run_that_diverges_ends_with_a_message(base: Path, tmp_path: Path) -> None:
@@ -25,7 +20,7 @@ def test_a_run_that_diverges_ends_with_a_message(base: Path, tmp_path: Path) -> 
         "safety.max_rollbacks=0",
         f"run.output_dir={tmp_path}",
     ]
-    result = launch(2, "--config", str(base), *overrides)
+    result = launch(2, ROOT / "launch/pretrain.py", "--config", str(base), *overrides)
     assert result.returncode == 1
     assert result.stderr.count("4 steps from") == 1
     assert "Lower optimizer.lr" in result.stderr

@@ -1,4 +1,4 @@
-"""Groups of their own learning rate on two gloo ranks under the deepspeed launcher, over all ZeRO stages."""
+"""Groups of their own learning rate on two gloo ranks, over all ZeRO stages."""
 
 from __future__ import annotations
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import ROOT, deepspeed_command
+from launches import ROOT, RankServer
 from poison import poison
 from records import metrics, steps
 
@@ -21,7 +20,6 @@ from ds_pretrain.schedules import LearningRateSchedule
 from ds_pretrain.train.export import export_run
 
 ZERO_STAGES = (1, 2, 3)
-LIMIT_SECONDS = 1200  # fourteen runs in one launch
 STAGES = (
     "curriculum.stages=[{step: 0, seq_len: 16, batch_size: 24, warmup_steps: 2}, "
     "{step: 24, seq_len: 32, batch_size: 8, lr_multiplier: 0.5, warmup_steps: 2}]"
@@ -39,7 +37,7 @@ COMMON = [
 ]
 # one batch of garbage is a spike; a stretch of it that crosses a change of stage is what the run has to leave behind
 ONE_BAD, BAD = range(20, 21), range(21, 25)
-IMPATIENT = ["safety.spike_factor=1.5", "safety.spike_patience=3"]
+IMPATIENT = ["safety.spike_factor=1.3", "safety.spike_patience=3"]
 # a rate that is far too high may come to rest by itself, at a loss that is worth nothing
 WARY = ["safety.spike_factor=1.2", "safety.spike_patience=3"]
 GRID = ["safety.rollback_lr_factor=0.01", "safety.max_consecutive_bad_steps=3"]
@@ -51,14 +49,13 @@ def poisoned(base: Path, corpus: Path, to: Path, stages: str, bad: range) -> str
     return f"data.train={to}"
 
 
-def launch(ranks: int, base: Path, folder: Path, runs: Sequence[Mapping[str, Any]], expected: int = 0) -> str:
+def train(
+    server: RankServer, base: Path, folder: Path, runs: Sequence[Mapping[str, Any]], is_killed: bool = False
+) -> str:
     jobs = folder / "jobs.json"
     jobs.write_text(json.dumps({"base": str(base), "runs": runs}), encoding="utf-8")
-    command = deepspeed_command(ranks, ROOT / "tests/runs/faults.py", str(jobs))
-    result = subprocess.run(
-        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
-    )
-    assert (result.returncode == 0) == (expected == 0), result.stdout + result.stderr
+    result = server.run(2, ROOT / "tests/runs/faults.py", str(jobs))
+    assert result.returncode == (-signal.SIGKILL if is_killed else 0), result.stdout + result.stderr
     return result.stdout + result.stderr
 
 
@@ -92,7 +89,7 @@ def passes(run: Path) -> list[list[dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def runs(base: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(base: Path, corpus: Path, rank_server: RankServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guards")
     spike = poisoned(base, corpus, folder / "spike", STAGES, ONE_BAD)
     stretch = poisoned(base, corpus, folder / "stretch", STAGES, BAD)
@@ -117,7 +114,7 @@ def runs(base: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         {"overrides": [*common, "run.name=cycle", "schedule.type=one_cycle", "schedule.scope=run"]},
         {"overrides": [*common, "run.name=limit", "safety.max_rollbacks=0"]},
     ]
-    (folder / "output.txt").write_text(launch(2, base, folder, jobs), encoding="utf-8")
+    (folder / "output.txt").write_text(train(rank_server, base, folder, jobs), encoding="utf-8")
     return folder
 
 
@@ -148,7 +145,7 @@ def test_a_poisoned_stretch_is_left_out(runs: Path, name: str) -> None:
     assert "not back below" in rollback["reason"]
     assert [line["step"] for line in second] == list(range(19, 31))
     # no spike in what was read instead
-    limit = 1.5 * max(line["loss"] for line in first[12:18])
+    limit = 1.3 * max(line["loss"] for line in first[12:18])
     assert all(line["loss"] < limit for line in second)
     assert max(line["loss"] for line in first) > limit
     assert len(events(run, "spike")) == 1
@@ -214,12 +211,14 @@ def test_no_more_rollbacks_than_allowed(runs: Path) -> None:
     assert steps(runs / "limit")[-1]["step"] < 30
 
 
-def test_a_run_killed_around_its_rollback_ends_as_the_unbroken_one(runs: Path, base: Path, tmp_path: Path) -> None:
+def test_a_run_killed_around_its_rollback_ends_as_the_unbroken_one(
+    runs: Path, base: Path, rank_server: RankServer, tmp_path: Path
+) -> None:
     """Killed with -9 in the middle of the rollback; and, as files show it, between the rollback and the next save."""
     stretch = f"data.train={runs / 'stretch'}"
     common = [f"run.output_dir={tmp_path}", *COMMON, stretch, *IMPATIENT]
     killed = {"overrides": [*common, "run.name=killed"], "fault": {"kind": "kill"}}
-    launch(2, base, tmp_path, [killed], expected=1)
+    train(rank_server, base, tmp_path, [killed], is_killed=True)
     assert json.loads((tmp_path / "killed/recovery.json").read_text(encoding="utf-8"))["count"] == 1
     # nothing but the file tells: the poisoned checkpoint still stands under its name
     assert (tmp_path / "killed/checkpoints/step_00000024").is_dir()
@@ -235,7 +234,7 @@ def test_a_run_killed_around_its_rollback_ends_as_the_unbroken_one(runs: Path, b
     copy_lines(runs / "stretch1/events.jsonl", later / "events.jsonl", lambda _, line: '"rollback"' in line, 1)
     folders = (tmp_path / "killed", later)
     jobs = [{"overrides": [*common, "run.name=killed", f"run.output_dir={folder.parent}"]} for folder in folders]
-    output = launch(2, base, tmp_path, jobs)
+    output = train(rank_server, base, tmp_path, jobs)
     assert output.count("this run went back from step") == 2
     for folder in folders:
         assert metrics(folder) == metrics(runs / "stretch1"), folder

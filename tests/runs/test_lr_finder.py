@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from launches import LAUNCH_SECONDS, ROOT, deepspeed_command
+from launches import ROOT, RankServer, launch
 
 from ds_pretrain.config import load_recipe
 from ds_pretrain.curriculum import build_plan
@@ -34,15 +33,10 @@ STAGES = [
 ]
 
 
-def launch(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = deepspeed_command(2, script, *arguments)
-    return subprocess.run(
-        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False
-    )
-
-
 @pytest.fixture(scope="module")
-def courses(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Any]:
+def courses(
+    base: Path, rank_server: RankServer, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str], Any]:
     """By case and rank: weights before, losses, whether it broke, and weights after, of the four courses."""
     folder = tmp_path_factory.mktemp("sweeps")
     jobs = folder / "jobs.json"
@@ -51,7 +45,7 @@ def courses(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[
         for zero, precision in CASES
     ]
     jobs.write_text(json.dumps([[[str(base)], each] for each in overrides]), encoding="utf-8")
-    result = launch(ROOT / "tests/runs/sweeps.py", str(jobs))
+    result = rank_server.run(2, ROOT / "tests/runs/sweeps.py", str(jobs))
     assert result.returncode == 0, result.stdout + result.stderr
     assert not (folder / "state").exists()
     return dict(zip(CASES, json.loads((folder / "results.json").read_text(encoding="utf-8")), strict=True))
@@ -97,7 +91,7 @@ def recipes(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 def found(recipes: tuple[Path, Path]) -> tuple[Path, str]:
     """Folder of a finder's results, and what it printed."""
     base, over = recipes
-    result = launch(ROOT / "launch/find_lr.py", "--config", str(base), "--config", str(over))
+    result = launch(2, ROOT / "launch/find_lr.py", "--config", str(base), "--config", str(over))
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     return over.parent / "run", result.stdout
@@ -165,18 +159,22 @@ def test_only_its_own_folder_is_written(found: tuple[Path, str], base: Path) -> 
     assert f"--config {run / 'lr_finder/overlay.yaml'}" in printed
 
 
-def test_a_folder_that_cannot_be_made_is_named_before_anything_is_swept(base: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_swept(
+    base: Path, rank_server: RankServer, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     out = tmp_path / "file/out"
-    result = launch(ROOT / "launch/find_lr.py", "--config", str(base), f"run.output_dir={tmp_path}", "--out", str(out))
+    arguments = ["--config", str(base), f"run.output_dir={tmp_path}", "--out", str(out)]
+    result = rank_server.run(2, ROOT / "launch/find_lr.py", *arguments)
     assert result.returncode == 2
     assert result.stderr.count(f"{out}: cannot be made (Not a directory); choose another with --out") == 1
     assert "Traceback" not in result.stderr
 
 
-def test_bad_input_ends_with_one_message(base: Path, tmp_path: Path) -> None:
+def test_bad_input_ends_with_one_message(base: Path, rank_server: RankServer, tmp_path: Path) -> None:
     overrides = ["lr_finder.end_lr=1e-9", f"run.output_dir={tmp_path}"]
-    result = launch(ROOT / "launch/find_lr.py", "--config", str(base), *overrides, "--out", str(tmp_path / "out"))
+    arguments = ["--config", str(base), *overrides, "--out", str(tmp_path / "out")]
+    result = rank_server.run(2, ROOT / "launch/find_lr.py", *arguments)
     assert result.returncode == 2
     assert result.stderr.count("lr_finder.end_lr: found 1e-09; allowed: at least twice lr_finder.start_lr, 1e-05") == 1
     assert "Traceback" not in result.stderr

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from launches import LAUNCH_SECONDS, ROOT, deepspeed_command
+from launches import ROOT, RankServer
 from records import steps
 from tiny_models import SIZES
 
@@ -65,7 +63,7 @@ def reduced(recipe: dict[str, Any], corpus: Path, folder: Path, name: str) -> di
 
 
 @pytest.fixture(scope="module")
-def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(corpus: Path, rank_server: RankServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     folder = tmp_path_factory.mktemp("recipes")
@@ -81,11 +79,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         overlay.write_text(yaml.safe_dump(changes), encoding="utf-8")
         jobs.append([[str(path), str(overlay)], []])
     (folder / "jobs.json").write_text(json.dumps({"runs": jobs, "allow_fp16": False}), encoding="utf-8")
-    result = subprocess.run(
-        deepspeed_command(1, ROOT / "tests/runs/many.py", str(folder / "jobs.json")),
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=LAUNCH_SECONDS,
-        check=False,
-    )  # fmt: skip
+    result = rank_server.run(1, ROOT / "tests/runs/many.py", str(folder / "jobs.json"))
     assert result.returncode == 0, result.stdout + result.stderr
     return folder / "runs"
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from launches import LAUNCH_SECONDS, ROOT, Many, deepspeed_command
+from launches import ROOT, Many, RankServer
 from records import metrics, steps
 from tiny_models import SIZES
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -143,17 +141,14 @@ def test_an_exported_encoder_gives_the_runs_loss_and_fills_in_masks(runs: Path, 
 
 
 def test_the_finder_sweeps_blocks_documents_and_masked_tokens(
-    base: Path, bert: Path, tmp_path_factory: pytest.TempPathFactory
+    base: Path, bert: Path, rank_server: RankServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("sweeps")
     jobs = folder / "jobs.json"
     output = f"run.output_dir={folder}"
     variants = [[[str(base)], [*MODES["mask-documents"], output]], [[str(bert)], [*MASKED["bert-words"], output]]]
     jobs.write_text(json.dumps(variants), encoding="utf-8")
-    result = subprocess.run(
-        deepspeed_command(2, ROOT / "tests/runs/sweeps.py", str(jobs)),
-        cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False,
-    )  # fmt: skip
+    result = rank_server.run(2, ROOT / "tests/runs/sweeps.py", str(jobs))
     assert result.returncode == 0, result.stdout + result.stderr
     for first, _, second, third in (rank for job in json.loads((folder / "results.json").read_text()) for rank in job):
         assert len(first[1]) == 4

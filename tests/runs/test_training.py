@@ -42,7 +42,9 @@ def runs(train_many: Many, corpus: Path, tmp_path_factory: pytest.TempPathFactor
         for zero in (1, 2)
     ]
     mixed = [output, "run.name=mixed", *mixture]
-    train_many(2, [*variants, [output, "run.name=zero0", "deepspeed.zero_stage=0"], wandb, *others, mixed])
+    train_many(
+        2, [*variants, [output, "run.name=zero0", "deepspeed.zero_stage=0"], wandb, *others, mixed], launcher=True
+    )
     one_mixed = [output, "run.name=one-mixed", *mixture]
     train_many(
         1,

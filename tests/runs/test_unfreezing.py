@@ -1,4 +1,4 @@
-"""Layers that are unfrozen from the top, stage by stage, on two ranks under the real launcher."""
+"""Layers that are unfrozen from the top, stage by stage, on two ranks."""
 
 from __future__ import annotations
 
