@@ -8,7 +8,7 @@ of transformers can do them. Documents, whose lengths differ, are told by their 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,6 @@ class MicroBatch:
     def pin_memory(self) -> MicroBatch:
         """The same in page-locked memory."""
         return MicroBatch(**{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
-
-    def part(self, sequences: slice) -> MicroBatch:
-        """Some of the sequences, of a micro batch without ``cu_seq_lens``."""
-        return MicroBatch(**{name: tensor[sequences] for name, tensor in self._tensors().items()})
 
     @property
     def options(self) -> dict[str, torch.Tensor]:
@@ -106,32 +102,31 @@ class InputFormat:
         """
         rows, row_len = inputs.shape
         in_blocks = (rows * row_len // seq_len, seq_len)
-        begins = None if self.document_end is None else self._document_begins(inputs, starts, self.document_end)
-        positions = None
-        if begins is not None or (row_len > seq_len and not self.reset_positions):
-            positions = torch.from_numpy(self._positions(begins, inputs.shape, seq_len).reshape(in_blocks))
         ids, wanted = inputs.reshape(in_blocks), targets.reshape(in_blocks)
-        hidden = None
+        hidden_at = None
         if self.masking is not None:
             per_row = row_len // seq_len
             hidden = self.masking(
                 ids.astype(np.int64), (places[:, None] * per_row + np.arange(per_row)).reshape(-1), key
             )
-            ids, wanted = hidden.input_ids, hidden.targets
-        whole = MicroBatch(
-            torch.from_numpy(ids),
-            torch.from_numpy(wanted),
-            position_ids=positions,
-            target_positions=None if hidden is None else torch.from_numpy(hidden.positions),
-        )
+            ids, wanted, hidden_at = hidden.input_ids, hidden.targets, hidden.positions
+        begins = None if self.document_end is None else self._document_begins(inputs, starts, self.document_end)
+        positions = None
+        if begins is not None or (row_len > seq_len and not self.reset_positions):
+            positions = self._positions(begins, inputs.shape, seq_len).reshape(in_blocks)
         if begins is not None:
             begins = begins.reshape(in_blocks)
             begins[:, 0] = True
         blocks = micro_batch_size * row_len // seq_len
-        parts = [slice(first, first + blocks) for first in range(0, len(ids), blocks)]
         return tuple(
-            replace(whole.part(part), cu_seq_lens=None if begins is None else _cumulative_lengths(begins[part]))
-            for part in parts
+            MicroBatch(
+                torch.from_numpy(ids[part]),
+                torch.from_numpy(wanted[part]),
+                None if positions is None else torch.from_numpy(positions[part]),
+                None if begins is None else _cumulative_lengths(begins[part]),
+                None if hidden_at is None else torch.from_numpy(hidden_at[part]),
+            )
+            for part in (slice(first, first + blocks) for first in range(0, len(ids), blocks))
         )
 
     def blank(self, sequences: int, seq_len: int) -> MicroBatch:

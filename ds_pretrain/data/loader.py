@@ -24,6 +24,8 @@ from ds_pretrain.data.inputs import InputFormat, MicroBatch
 from ds_pretrain.data.order import RowOrder
 from ds_pretrain.data.rows import rank_rows
 from ds_pretrain.data.stream import Places, TokenStream
+from ds_pretrain.data.token_ids import IdLimit
+from ds_pretrain.errors import DataError
 
 if TYPE_CHECKING:
     from ds_pretrain.curriculum.plan import StagePlan
@@ -43,6 +45,8 @@ class StepBatch:
         micro_batches: in the order in which they are accumulated, grad_accum_steps of them.
         target_tokens: targets of the step, over all micro batches and ranks.
         cursors: positions of every source's stream that are consumed, or left out, once the step is done.
+        problem: why this step must end the run; its rows then only have the right shape, so that this rank can still
+            meet the others, who do not know of it.
     """
 
     step: int
@@ -50,6 +54,29 @@ class StepBatch:
     micro_batches: tuple[MicroBatch, ...]
     target_tokens: int
     cursors: tuple[int, ...] = ()
+    problem: DataError | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """One source's rows of consecutive steps.
+
+    Args:
+        stream: the source's.
+        rows: number of each row in its step, step after step.
+        places: of the rows.
+        edges: where each step's rows begin, and where the last one's end.
+    """
+
+    stream: TokenStream
+    rows: NDArray[np.int64]
+    places: Places
+    edges: list[int]
+
+    def of(self, step: int) -> tuple[NDArray[np.int64], Places]:
+        """Numbers and places of one step's rows; steps count from the first of the share."""
+        part = slice(self.edges[step], self.edges[step + 1])
+        return self.rows[part], self.places.part(part)
 
 
 class BatchReader:
@@ -64,6 +91,7 @@ class BatchReader:
         skips: what rollbacks have left out, in their order.
         input_format: what the model is fed of the rows; their tokens alone unless given.
         pin_memory: page-locked tensors, for copies to a GPU that overlap computing.
+        id_limit: what token ids are checked against; None where manifests vouch for all of them.
     """
 
     def __init__(
@@ -77,6 +105,7 @@ class BatchReader:
         skips: Sequence[Skip] = (),
         input_format: InputFormat | None = None,
         pin_memory: bool = False,
+        id_limit: IdLimit | None = None,
     ) -> None:
         self._streams = tuple(streams)
         self._order = RowOrder(stages, seed, skips)
@@ -87,6 +116,7 @@ class BatchReader:
         self._data_parallel_size = data_parallel_size
         self._input_format = input_format or InputFormat(streams[0].max_seq_len)
         self._pin_memory = pin_memory
+        self._id_limit = id_limit
         common = np.result_type(*(stream.dtype for stream in streams))
         self._dtype = common if common.kind in "iu" else np.dtype(np.int64)
 
@@ -121,13 +151,18 @@ class BatchReader:
     def _read_found(self, stage: StagePlan, steps: range) -> Iterator[StepBatch]:
         sources, starts = self.find(steps)
         row_len = stage.seq_len * stage.blocks_per_row
-        places = self._locate(sources, starts, row_len)
         in_batch = self._rows_of(stage)
         rows = len(in_batch)
+        shares = [share for share in self._shares(sources, starts, row_len, rows) if len(share.rows)]
         target_tokens = stage.batch_size * self._input_format.targets_per_sequence(stage.seq_len)
-        for number, step in enumerate(steps):
+        for number, (step, cursors) in enumerate(zip(steps, self._order.cursors_after(steps), strict=True)):
             mine = slice(number * rows, (number + 1) * rows)
-            inputs, targets = self._read_rows(sources[mine], places[mine], row_len)
+            inputs, targets = self._read_rows(shares, number, rows, row_len)
+            problem = None
+            if self._id_limit is not None:
+                problem = self._beyond(self._id_limit, sources[mine], starts[mine], (inputs, targets))
+                if problem is not None:
+                    inputs, targets = (self._id_limit.replaced(tokens) for tokens in (inputs, targets))
             micro_batches = self._input_format.micro_batches(
                 inputs,
                 targets,
@@ -139,25 +174,45 @@ class BatchReader:
             )
             if self._pin_memory:
                 micro_batches = tuple(part.pin_memory() for part in micro_batches)
-            yield StepBatch(step, stage.index, micro_batches, target_tokens, self._order.cursors(step + 1))
+            yield StepBatch(step, stage.index, micro_batches, target_tokens, cursors, problem)
 
-    def _locate(self, sources: NDArray[np.int64], starts: NDArray[np.int64], row_len: int) -> Places:
-        if len(self._streams) == 1:
-            return self._streams[0].locate(starts, row_len)
-        places = Places(*(np.empty_like(starts) for _ in range(3)))
+    def _beyond(
+        self, limit: IdLimit, sources: NDArray[np.int64], starts: NDArray[np.int64], read: Sequence[NDArray[Any]]
+    ) -> DataError | None:
+        """The error of the first token id beyond the vocabulary, among a step's inputs, then its targets."""
+        for ahead, tokens in enumerate(read):
+            if (place := limit.first_beyond(tokens)) is not None:
+                row, column = place
+                source = int(sources[row])
+                at = self._streams[source].locate(starts[row : row + 1] + column, 1).at
+                return limit.error(source, int(at[0]) + ahead)
+        return None
+
+    def _shares(
+        self, sources: NDArray[np.int64], starts: NDArray[np.int64], row_len: int, per_step: int
+    ) -> Iterator[_Share]:
+        edges = np.arange(0, len(sources) + 1, per_step)
         for source, stream in enumerate(self._streams):
-            chosen = sources == source
-            places[chosen] = stream.locate(starts[chosen], row_len)
-        return places
+            rows = np.flatnonzero(sources == source)
+            places = stream.locate(starts[rows], row_len)
+            yield _Share(stream, rows % per_step, places, np.searchsorted(rows, edges).tolist())
 
-    def _read_rows(self, sources: NDArray[np.int64], places: Places, row_len: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        if len(self._streams) == 1:
-            return self._streams[0].read_places(places, row_len)
-        inputs = np.empty((len(sources), row_len), dtype=self._dtype)
+    def _read_rows(
+        self, shares: Sequence[_Share], number: int, rows: int, row_len: int
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        if len(shares) == 1 and shares[0].stream.dtype == self._dtype:
+            return shares[0].stream.read_places(shares[0].of(number)[1], row_len)
+        if all(share.places.tails is None for share in shares):
+            runs = np.empty((rows, row_len + 1), dtype=self._dtype)
+            for share in shares:
+                chosen, places = share.of(number)
+                runs[chosen] = share.stream.read_runs(places.at, row_len)
+            return runs[:, :-1], runs[:, 1:]
+        inputs = np.empty((rows, row_len), dtype=self._dtype)
         targets = np.empty_like(inputs)
-        for source in np.unique(sources):
-            chosen = sources == source
-            inputs[chosen], targets[chosen] = self._streams[source].read_places(places[chosen], row_len)
+        for share in shares:
+            chosen, places = share.of(number)
+            inputs[chosen], targets[chosen] = share.stream.read_places(places, row_len)
         return inputs, targets
 
 

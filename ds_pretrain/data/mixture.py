@@ -42,11 +42,12 @@ class _Split:
     weight: int
     offset: int
 
-    def wanted(self, rows: Rows) -> Rows:
-        """How many of the first ``rows`` rows should go left, were there no bounds of 0 and ``rows``."""
+    def left_of(self, rows: Rows) -> Rows:
+        """How many of the first ``rows`` rows that reach the split go left."""
         whole = rows // self.weight
         rest = rows - whole * self.weight
-        return whole * self.left_weight + (rest * self.left_weight + self.offset) // self.weight
+        wanted = whole * self.left_weight + (rest * self.left_weight + self.offset) // self.weight
+        return min(max(wanted, 0), rows) if isinstance(rows, int) else np.clip(wanted, 0, rows)
 
 
 class Mixture:
@@ -85,22 +86,22 @@ class Mixture:
                 sources[where] = node
                 numbers[where] = before
                 continue
-            left, then = (np.clip(node.wanted(count), 0, count) for count in (before, before + 1))
+            left, then = node.left_of(before), node.left_of(before + 1)
             goes_left = then > left
             left_to_do.append((node.left, where[goes_left], left[goes_left]))
             left_to_do.append((node.right, where[~goes_left], (before - left)[~goes_left]))
         return sources, numbers
 
-    def counts(self, rows: int) -> list[int]:
-        """How many of the first ``rows`` rows each source gets."""
-        counts = [0] * self.num_sources
+    def counts(self, rows: Rows) -> list[Rows]:
+        """How many of the first ``rows`` rows each source gets; of several numbers of rows at once, where an array."""
+        counts = [rows * 0] * self.num_sources
         left_to_do = [(self._root, rows)]
         while left_to_do:
             node, reaching = left_to_do.pop()
             if isinstance(node, int):
                 counts[node] = reaching
                 continue
-            left = min(max(node.wanted(reaching), 0), reaching)
+            left = node.left_of(reaching)
             left_to_do += [(node.left, left), (node.right, reaching - left)]
         return counts
 

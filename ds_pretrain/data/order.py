@@ -94,19 +94,20 @@ class RowOrder:
         edges = (edge for skip in self._skips for edge in (skip.step, skip.end) if edge > step)
         return stage, min(stage.end_step, *edges, stage.end_step)
 
-    def cursors(self, step: int) -> tuple[int, ...]:
-        """Positions of every source's stream that are consumed before a step, or left out by rollbacks.
+    def cursors_after(self, steps: range) -> list[tuple[int, ...]]:
+        """Positions of every source's stream that are consumed, or left out by rollbacks, once each step is done.
 
         Args:
-            step: of the run, from 0, up to the end of the last stage.
+            steps: of the run, from 0; of one stage.
         """
-        index = next((i for i, stage in enumerate(self._stages) if step < stage.end_step), len(self._stages) - 1)
+        index, _ = self._locate(steps.start)
         stage, part = self._stages[index], self._parts[index, 0]
-        counts = self._mixtures[index].counts((step - stage.start_step) * stage.rows_per_step)
-        return tuple(
+        counts = self._mixtures[index].counts((np.array(steps) + 1 - stage.start_step) * stage.rows_per_step)
+        cursors = (
             rows.start_cursor + count * rows.stride + skipped
             for rows, count, skipped in zip(part.rows, counts, self._skipped, strict=True)
         )
+        return list(zip(*(cursor.tolist() for cursor in cursors), strict=True))
 
     def _add(self, seed: int, index: int, reading: int, first: int, last: int, cursors: list[int]) -> None:
         """Gives steps the next rows of every source's stream, and moves the cursors behind them."""

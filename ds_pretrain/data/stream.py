@@ -8,36 +8,30 @@ nothing but the seed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from ds_pretrain.data.permutation import Permutation
 from ds_pretrain.errors import DataError
 
 
-@dataclass(frozen=True, eq=False)
-class Places:
+class Places(NamedTuple):
     """Where rows lie in a token file; a row that goes over a window's end goes on in the window of the next slot.
 
     Args:
         at: number of each row's first token, int64, shape [rows].
-        heads: positions that are read from there on, shape [rows].
-        tails: number of the token at which the remaining positions begin; 0 where none remain; shape [rows].
+        tails: number of the token at which each row goes on behind its window's end, shape [rows]; of no meaning for a
+            row that ends before. None where all do.
     """
 
     at: NDArray[np.int64]
-    heads: NDArray[np.int64]
-    tails: NDArray[np.int64]
+    tails: NDArray[np.int64] | None
 
-    def __getitem__(self, rows: slice | NDArray[Any]) -> Places:
-        return Places(self.at[rows], self.heads[rows], self.tails[rows])
-
-    def __setitem__(self, rows: NDArray[Any], places: Places) -> None:
-        self.at[rows], self.heads[rows], self.tails[rows] = places.at, places.heads, places.tails
+    def part(self, rows: slice) -> Places:
+        """Those of some of the rows."""
+        return Places(self.at[rows], None if self.tails is None else self.tails[rows])
 
 
 class TokenStream:
@@ -55,6 +49,7 @@ class TokenStream:
     def __init__(self, tokens: NDArray[Any], max_seq_len: int, seed: int) -> None:
         # A plain view: indexing through np.memmap's subclass costs several times as much per call.
         self._tokens = tokens.view(np.ndarray)
+        self._views: dict[int, NDArray[Any]] = {}
         self.max_seq_len = max_seq_len
         self.seed = seed
         self.num_windows = max(0, len(tokens) - 1) // max_seq_len
@@ -110,11 +105,12 @@ class TokenStream:
         if seq_len > self.max_seq_len:
             raise ValueError(f"seq_len: found {seq_len}; a row has at most max_seq_len = {self.max_seq_len} positions")
         slots, offsets = np.divmod(starts, self.max_seq_len)
-        heads = np.minimum(self.max_seq_len - offsets, seq_len)
-        crossing = heads < seq_len
-        tails = np.zeros_like(heads)
-        tails[crossing] = self.windows(slots[crossing] + 1) * self.max_seq_len
-        return Places(self.windows(slots) * self.max_seq_len + offsets, heads, tails)
+        crossing = offsets > self.max_seq_len - seq_len
+        tails = None
+        if crossing.any():
+            tails = np.zeros_like(starts)
+            tails[crossing] = self.windows(slots[crossing] + 1) * self.max_seq_len
+        return Places(self.windows(slots) * self.max_seq_len + offsets, tails)
 
     def read_places(self, places: Places, seq_len: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Reads rows that have been located.
@@ -126,25 +122,34 @@ class TokenStream:
         Returns:
             Inputs and targets, each of shape [rows, seq_len], in the file's type.
         """
-        tokens = self._tokens
-        crossing = np.flatnonzero(places.heads < seq_len)
-        if not crossing.size:
-            runs = self._runs(seq_len)[places.at]  # one gather; inputs and targets are two views of it
+        if places.tails is None:
+            runs = self.read_runs(places.at, seq_len)
             return runs[:, :-1], runs[:, 1:]
-        inputs = np.empty((len(places.at), seq_len), dtype=tokens.dtype)
+        heads = self.max_seq_len - places.at % self.max_seq_len  # windows lie at multiples of max_seq_len
+        inputs = np.empty((len(places.at), seq_len), dtype=self.dtype)
         targets = np.empty_like(inputs)
-        inside = np.flatnonzero(places.heads == seq_len)
-        runs = self._runs(seq_len)[places.at[inside]]
+        inside = np.flatnonzero(heads >= seq_len)
+        runs = self.read_runs(places.at[inside], seq_len)
         inputs[inside], targets[inside] = runs[:, :-1], runs[:, 1:]
-        for row in crossing.tolist():
-            at, head, tail = (int(part[row]) for part in (places.at, places.heads, places.tails))
-            rest = seq_len - head
-            inputs[row, :head], inputs[row, head:] = tokens[at : at + head], tokens[tail : tail + rest]
-            targets[row, :head], targets[row, head:] = (
-                tokens[at + 1 : at + head + 1],
-                tokens[tail + 1 : tail + rest + 1],
-            )
+        rows = np.flatnonzero(heads < seq_len)
+        ends = (column[rows].tolist() for column in (places.at, heads, places.tails))
+        for row, at, head, tail in zip(rows.tolist(), *ends, strict=True):
+            for whole, first in ((inputs, 0), (targets, 1)):
+                whole[row, :head] = self._tokens[at + first : at + first + head]
+                whole[row, head:] = self._tokens[tail + first : tail + first + seq_len - head]
         return inputs, targets
+
+    def read_runs(self, at: NDArray[np.int64], seq_len: int) -> NDArray[Any]:
+        """Reads rows that go over no window's end: one gather, of which inputs and targets are two views.
+
+        Args:
+            at: number of each row's first token, shape [rows].
+            seq_len: positions of a row.
+
+        Returns:
+            Shape [rows, seq_len + 1], in the file's type.
+        """
+        return self._runs(seq_len)[at]
 
     def read(self, starts: NDArray[np.int64], seq_len: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Reads rows of the stream: ``locate``, then ``read_places``."""
@@ -152,5 +157,8 @@ class TokenStream:
 
     def _runs(self, seq_len: int) -> NDArray[Any]:
         """Every run of seq_len + 1 tokens, by its first: a view, shape [tokens - seq_len, seq_len + 1]."""
-        step = self._tokens.strides[0]
-        return as_strided(self._tokens, (len(self._tokens) - seq_len, seq_len + 1), (step, step), writeable=False)
+        if seq_len not in self._views:
+            tokens, step = self._tokens, self._tokens.itemsize
+            shape = (len(tokens) - seq_len, seq_len + 1)
+            self._views[seq_len] = np.ndarray(shape, tokens.dtype, tokens, strides=(step, step))
+        return self._views[seq_len]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_pretrain.data.indexed import TokenFile, bin_path
 from ds_pretrain.errors import DataError
@@ -33,6 +38,38 @@ def check_ids(corpus: TokenFile, vocab_size: int | None, at_most: int | None = N
                 wrong |= block >= vocab_size
             raise _beyond(corpus, start + int(np.argmax(wrong)), vocab_size)
     return largest
+
+
+@dataclass(frozen=True)
+class IdLimit:
+    """What the token ids of a run's corpora must be below.
+
+    Args:
+        vocab_size: entries of the tokenizer.
+        corpora: of every source, in order.
+    """
+
+    vocab_size: int
+    corpora: Sequence[TokenFile]
+
+    def first_beyond(self, tokens: NDArray[Any]) -> tuple[int, int] | None:
+        """Row and column of the first id that is not allowed, in rows that were read; None where all are."""
+        if tokens.max() < self.vocab_size and (tokens.dtype.kind == "u" or tokens.min() >= 0):
+            return None
+        row, column = np.unravel_index(np.argmax(self._wrong(tokens)), tokens.shape)
+        return int(row), int(column)
+
+    def replaced(self, tokens: NDArray[Any]) -> NDArray[Any]:
+        """The rows with 0 for every id that is not allowed."""
+        return np.where(self._wrong(tokens), 0, tokens)
+
+    def error(self, source: int, position: int) -> DataError:
+        """What to tell of the token at ``position`` of a source's file."""
+        return _beyond(self.corpora[source], position, self.vocab_size)
+
+    def _wrong(self, tokens: NDArray[Any]) -> NDArray[np.bool_]:
+        wrong: NDArray[np.bool_] = (tokens < 0) | (tokens >= self.vocab_size)
+        return wrong
 
 
 def _beyond(corpus: TokenFile, position: int, vocab_size: int | None) -> DataError:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ds_pretrain.data.loader import StepBatch
 from ds_pretrain.engine.stage import NO_NEWCOMERS, Newcomers, assert_learning_rate
+from ds_pretrain.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ def train_batch(
 
     Returns:
         Loss, gradient norm and flags, alike on every rank.
+
+    Raises:
+        DataError: on every rank, where any rank's batch has a problem; the step that was taken is of no use.
     """
     device = engine.device
     # the engine averages over ranks, and is told not to divide by the accumulation
@@ -89,10 +93,12 @@ def train_batch(
     loss_scale = current_loss_scale(engine)
     grad_norm = _update(engine)
     # the one collective and the one read of this step, behind it
-    flags = total.new_tensor([float(requests.stop), float(requests.save), float(requests.wait)])
-    reduced = torch.cat([total.unsqueeze(0), flags])
+    asked = (requests.stop, requests.save, requests.wait, batch.problem is not None)
+    reduced = torch.cat([total.unsqueeze(0), total.new_tensor([float(flag) for flag in asked])])
     dist.all_reduce(reduced)
-    loss_sum, stops, saves, waits = reduced.tolist()
+    loss_sum, stops, saves, waits, problems = reduced.tolist()
+    if problems > 0:
+        raise _problem_of_any_rank(batch)
     return StepResult(
         loss=loss_sum / target_tokens,
         grad_norm=float(grad_norm),
@@ -100,6 +106,12 @@ def train_batch(
         skipped=not engine.was_step_applied(),
         requests=Requests(stop=stops > 0, save=saves > 0, wait=waits > 0),
     )
+
+
+def _problem_of_any_rank(batch: StepBatch) -> DataError:
+    told: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, None if batch.problem is None else str(batch.problem))
+    return DataError(next(message for message in told if message is not None))
 
 
 def current_loss_scale(engine: DeepSpeedEngine) -> float:

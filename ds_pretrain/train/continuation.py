@@ -183,7 +183,7 @@ def _rate_changes(before: Recipe, old: Plan, after: Recipe, new: Plan, step: int
 
 def _positions(plan: Plan) -> int | tuple[int, ...]:
     """How far the plan reads, in every source."""
-    cursors = RowOrder(plan.stages, 0).cursors(plan.total_steps)
+    (cursors,) = RowOrder(plan.stages, 0).cursors_after(range(plan.total_steps - 1, plan.total_steps))
     return cursors if len(cursors) > 1 else cursors[0]
 
 

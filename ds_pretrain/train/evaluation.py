@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ds_pretrain.config import Recipe
 from ds_pretrain.data.inputs import InputFormat, MicroBatch
 from ds_pretrain.data.manifest import open_corpus
+from ds_pretrain.data.token_ids import IdLimit
 from ds_pretrain.engine.build import Engine
 from ds_pretrain.engine.evaluate import mean_loss
 from ds_pretrain.engine.ranks import Ranks
@@ -39,10 +40,19 @@ class Evaluator:
         recipe: the run's recipe: max_seq_len, number of batches, tokens per micro batch.
         ranks: this process among those of the run.
         input_format: what the model is fed.
+        vocab_size: what token ids must be below, where no manifest vouches for them.
+
+    Raises:
+        DataError: a file holds no window, or a token id beyond the vocabulary among what is evaluated.
     """
 
     def __init__(
-        self, sources: Sequence[tuple[str, Path]], recipe: Recipe, ranks: Ranks, input_format: InputFormat
+        self,
+        sources: Sequence[tuple[str, Path]],
+        recipe: Recipe,
+        ranks: Ranks,
+        input_format: InputFormat,
+        vocab_size: int,
     ) -> None:
         self._max_seq_len = recipe.data.max_seq_len
         self._micro_tokens = recipe.train.max_tokens_per_micro_batch
@@ -52,7 +62,7 @@ class Evaluator:
         self._in_blocks = recipe.data.sequence_mode == "mask"
         per_batch = max(1, self._micro_tokens // self._max_seq_len)
         windows = recipe.evaluation.batches * per_batch
-        self._sources = [(name, *_spread(prefix, self._max_seq_len, windows)) for name, prefix in sources]
+        self._sources = [(name, *_spread(prefix, self._max_seq_len, windows, vocab_size)) for name, prefix in sources]
 
     def evaluate(
         self, engine: Engine, seq_lens: Sequence[int], give_up: Callable[[], bool] = lambda: False
@@ -139,14 +149,22 @@ def full_length_loss(lines: Sequence[Mapping[str, Any]]) -> float:
     return float(sum(losses) / len(losses))
 
 
-def _spread(prefix: Path, max_seq_len: int, windows: int) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+def _spread(
+    prefix: Path, max_seq_len: int, windows: int, vocab_size: int
+) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
     """Tokens, and the first positions of up to ``windows`` windows that lie evenly over them."""
-    tokens, _ = open_corpus(prefix)
-    available = (tokens.num_tokens - 1) // max_seq_len
+    corpus, manifest = open_corpus(prefix)
+    available = (corpus.num_tokens - 1) // max_seq_len
     if available < 1:
         raise DataError(
-            f"{prefix}: has {tokens.num_tokens} tokens, but one window needs {max_seq_len + 1}; "
+            f"{prefix}: has {corpus.num_tokens} tokens, but one window needs {max_seq_len + 1}; "
             "use more validation text, or a smaller data.max_seq_len"
         )
     count = min(windows, available)
-    return np.asarray(tokens.tokens), np.arange(count, dtype=np.int64) * available // count * max_seq_len
+    tokens, starts = np.asarray(corpus.tokens), np.arange(count, dtype=np.int64) * available // count * max_seq_len
+    if manifest is None:
+        limit = IdLimit(vocab_size, [corpus])
+        place = limit.first_beyond(np.lib.stride_tricks.sliding_window_view(tokens, max_seq_len + 1)[starts])
+        if place is not None:
+            raise limit.error(0, int(starts[place[0]]) + place[1])
+    return tokens, starts

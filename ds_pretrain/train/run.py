@@ -223,7 +223,7 @@ def _flops(setup: Setup, model: PreTrainedModel, seq_len: int) -> float:
 
 
 def _evaluator(setup: Setup, ranks: Ranks) -> Evaluator:
-    return Evaluator(setup.corpus.validation, setup.recipe, ranks, setup.input_format)
+    return Evaluator(setup.corpus.validation, setup.recipe, ranks, setup.input_format, setup.corpus.vocabulary.size)
 
 
 def _progress(setup: Setup) -> ProgressReporter:

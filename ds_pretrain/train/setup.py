@@ -16,6 +16,7 @@ from ds_pretrain.data.loader import BatchReader, StepLoader
 from ds_pretrain.data.manifest import open_corpus
 from ds_pretrain.data.positions import epoch_positions
 from ds_pretrain.data.stream import TokenStream
+from ds_pretrain.data.token_ids import IdLimit
 from ds_pretrain.engine.build import Engine, check_accepted, try_shapes
 from ds_pretrain.engine.checkpoint_files import clear_leftovers, list_checkpoints, set_aside
 from ds_pretrain.engine.deepspeed_json import (
@@ -200,9 +201,11 @@ def open_loader(
         skips: what rollbacks have left out, in their order.
     """
     data, seed = setup.recipe.data, setup.recipe.run.seed
-    tokens = [open_corpus(prefix)[0].tokens for _, prefix in setup.corpus.train]
+    opened = [open_corpus(prefix) for _, prefix in setup.corpus.train]
+    corpora = [corpus for corpus, _ in opened]
+    vouched_for = all(manifest is not None for _, manifest in opened)
     reader = BatchReader(
-        [TokenStream(source, data.max_seq_len, seed) for source in tokens],
+        [TokenStream(corpus.tokens, data.max_seq_len, seed) for corpus in corpora],
         stages,
         seed=seed,
         rank=ranks.rank,
@@ -210,6 +213,7 @@ def open_loader(
         skips=skips,
         input_format=setup.input_format,
         pin_memory=ranks.device.type == "cuda",
+        id_limit=None if vouched_for else IdLimit(setup.corpus.vocabulary.size, corpora),
     )
     return StepLoader(reader, first_step=first_step, total_steps=stages[-1].end_step, prefetch=data.prefetch_steps)
 

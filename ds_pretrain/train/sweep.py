@@ -37,7 +37,10 @@ class SweepTrainer:
         self.setup = setup
         self.ranks = ranks
         validation = setup.corpus.validation
-        self.evaluator = Evaluator(validation, setup.recipe, ranks, setup.input_format) if validation else None
+        vocab_size = setup.corpus.vocabulary.size
+        self.evaluator = (
+            Evaluator(validation, setup.recipe, ranks, setup.input_format, vocab_size) if validation else None
+        )
 
     def train(
         self,

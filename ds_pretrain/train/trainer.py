@@ -26,7 +26,7 @@ from ds_pretrain.engine.stage import (
     set_momentum,
 )
 from ds_pretrain.engine.step import Requests, StepResult, train_batch
-from ds_pretrain.errors import TrainingError
+from ds_pretrain.errors import DataError, TrainingError
 from ds_pretrain.guards import Rollback, Verdict
 from ds_pretrain.observe.progress import ProgressReporter
 from ds_pretrain.observe.tracker import Tracker
@@ -127,10 +127,11 @@ class Trainer:
 
         Raises:
             TrainingError: the run cannot repair itself any more, or the last checkpoint could not be written.
+            DataError: the corpus holds what cannot be trained on.
         """
         try:
             finished = self._train()
-        except TrainingError:
+        except (TrainingError, DataError):
             self.saving.settle()
             raise
         self.saving.leave()

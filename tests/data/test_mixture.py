@@ -97,5 +97,6 @@ def test_over_all_stages_every_source_keeps_its_share_of_tokens_and_its_own_curs
             got += np.bincount(sources, minlength=len(weights)) * stage.seq_len
             wanted += np.array(stage.data_weights) / sum(weights) * stage.tokens_per_step
             assert np.abs(got - wanted).max() <= 12 + 1e-6
-            assert order.cursors(step + 1) == tuple(got)
+            assert order.cursors_after(range(step, step + 1)) == [tuple(got)]
         assert positions == [set(range(int(count))) for count in got]
+        assert order.cursors_after(range(stage.start_step, stage.end_step))[-1] == tuple(got)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from launches import LAUNCH_SECONDS, ROOT, Many, launch
 from records import steps
+
+from ds_pretrain.config import load_recipe
+from ds_pretrain.curriculum import build_plan
+from ds_pretrain.data.indexed import TokenFile, bin_path, idx_path
+from ds_pretrain.data.loader import BatchReader
+from ds_pretrain.data.positions import epoch_positions
+from ds_pretrain.data.stream import TokenStream
 
 
 def test_a_run_that_diverges_ends_with_a_message(base: Path, tmp_path: Path) -> None:
@@ -55,6 +64,31 @@ def test_resume_must_and_never_are_kept(train_many: Many, tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
     refused = train_many(1, [[output], [output, "checkpoint.resume=never"]], expected=1)
     assert "checkpoint.resume: found never, but" in refused.stderr
+
+
+def test_an_id_beyond_the_vocabulary_that_one_rank_meets_ends_the_run_on_all(
+    base: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """The corpus has no manifest, as those of other tools; the other rank stands in the step's collectives."""
+    for path in (bin_path(corpus), idx_path(corpus)):
+        shutil.copy(path, tmp_path / ("foreign" + path.suffix))
+    tokenizer = f"tokenizer.path={corpus}-tokenizer"
+    overrides = [f"data.train={tmp_path}/foreign", tokenizer, f"run.output_dir={tmp_path}"]
+    recipe = load_recipe([base], overrides)
+    tokens = np.memmap(tmp_path / "foreign.bin", dtype=TokenFile.open(corpus).dtype, mode="r+")
+    stages = build_plan(recipe, 2, epoch_positions(tmp_path / "foreign", 64)).stages
+    stream = TokenStream(tokens, 64, recipe.run.seed)
+    reader = BatchReader([stream], stages, seed=recipe.run.seed, rank=1, data_parallel_size=2)
+    wrong = int(stream.locate(reader.find(range(9, 10))[1], 64).at[0]) + 5
+    tokens[wrong] = 60_000
+    tokens.flush()
+    result = launch(2, ROOT / "launch/pretrain.py", "--config", str(base), *overrides)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("ds_pretrain: ") == 1
+    assert f"foreign.bin: token {wrong}, in document " in result.stderr
+    assert "found id 60000; allowed: 0 to " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert steps(tmp_path / "run")[-1]["step"] == 9
 
 
 def test_a_port_that_is_taken_is_told_apart_from_a_failure(base: Path, tmp_path: Path) -> None:
