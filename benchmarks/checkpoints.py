@@ -11,6 +11,7 @@ is written, against the steps that are taken while nothing is.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=None, help="where to save; a temporary folder unless given")
     arguments = parser.parse_args()
+    os.environ.setdefault("LOCAL_RANK", "0")  # one rank, without a launcher
     torch.set_num_threads(1)
     torch.manual_seed(0)
     ranks = start_ranks(600.0)
