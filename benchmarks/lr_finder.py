@@ -2,9 +2,9 @@
 
 For every length the finder sweeps and tries it, with its own seed. Then, with another seed (other first weights, other
 data), the model is trained at 1/8, 1/4, 1/2, 1, 2, 4 and 8 times the suggestion, and at half and twice the edge: 80
-steps, the first quarter of them a linear warmup, then a cosine to a tenth. A run trains if its validation loss ends
-well below that of a model that knows only how often each token occurs in the training text. Results go to a JSON file
-as they come; started again, it goes on where it was.
+steps, the first quarter of them a linear warmup, then a cosine to a tenth. A run trains, as for the finder, if it gets
+a quarter as far as the best of these below the loss of a model that knows only how often each token occurs in the
+training text. Results go to a JSON file as they come; started again, it goes on where it was.
 
     python benchmarks/lr_finder.py --lengths 64,512 --out lr_finder.json
 """
@@ -33,7 +33,7 @@ from ds_pretrain.engine.ranks import Ranks, start_ranks, stop_ranks
 from ds_pretrain.engine.snapshot import EngineSnapshot
 from ds_pretrain.observe.logs import quiet_libraries
 from ds_pretrain.schedules.lr_sweep import SweepPoint, steepest_rate
-from ds_pretrain.schedules.lr_trials import Baselines, Finding, Trial, first_peak, judge, next_peak, repetitions
+from ds_pretrain.schedules.lr_trials import TRAINS, Baselines, Finding, Trial, first_peak, judge, next_peak, repetitions
 from ds_pretrain.train.lr_finder import run_sweep
 from ds_pretrain.train.setup import Setup, prepare_run, start_engine
 from ds_pretrain.train.stop import StopRequest
@@ -41,8 +41,6 @@ from ds_pretrain.train.sweep import SweepTrainer
 
 ROOT = Path(__file__).parents[1]
 MULTIPLES = (1, 2, 1 / 2, 4, 8, 1 / 4, 1 / 8)
-# nats per token below the loss of knowing the tokens' frequencies alone
-MARGIN = 0.2
 
 
 @dataclass(frozen=True)
@@ -127,11 +125,13 @@ def table(results: dict[str, Any], settings: LrFinder) -> str:
         "| length | trials | edge | suggestion | " + " | ".join(headings) + " |",
         "|---" * (4 + len(headings)) + "|",
     ]
-    limit = results["unigram_loss"] - MARGIN
+    unigram = results["unigram_loss"]
     for seq_len, kept in results["lengths"].items():
         finding = _judged(kept, settings)
         rates = [multiple * finding.suggestion for multiple in sorted(MULTIPLES)]
-        cells = [_cell(kept.get("losses", {}), rate, limit) for rate in (*rates, finding.edge / 2, finding.edge * 2)]
+        losses = kept.get("losses", {})
+        limit = unigram - TRAINS * (unigram - min(losses.values(), default=unigram))
+        cells = [_cell(losses, rate, limit) for rate in (*rates, finding.edge / 2, finding.edge * 2)]
         lines.append(
             f"| {seq_len} | {len(_trials(kept))} | {finding.edge:g} | {finding.suggestion:g} | "
             + " | ".join(cells)
