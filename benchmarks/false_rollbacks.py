@@ -14,12 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from support import TINY
 
 from ds_pretrain.config import Safety, load_recipe
 from ds_pretrain.data.prepare import prepare
@@ -32,17 +37,9 @@ ROOT = Path(__file__).parents[1]
 
 def recipe(folder: Path, seed: int, steps: int) -> dict[str, Any]:
     """A recipe of three stages of tiny batches."""
-    size = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    }
     return {
         "run": {"name": f"seed{seed}", "output_dir": str(folder), "seed": seed},
-        "model": {"architecture": "llama", "config": size, "pad_vocab_multiple": 8},
+        "model": TINY["model"],
         "data": {"train": str(folder / "corpus"), "max_seq_len": 64},
         "curriculum": {
             "total_steps": steps,

@@ -17,6 +17,7 @@ import argparse
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections import deque
@@ -28,7 +29,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ds_pretrain.curriculum.plan import StagePlan
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from stages import chain
+
 from ds_pretrain.data.indexed import TokenFile, bin_path, idx_path
 from ds_pretrain.data.loader import BatchReader
 from ds_pretrain.data.stream import TokenStream
@@ -39,30 +43,6 @@ CORPUS_TOKENS = 100_000_000
 STEPS = 3072
 TURN_TOKENS = 1 << 22
 SHAPES = [(1024, 16, 1), (1024, 16, 4), (64, 256, 1), (384, 42, 1), (1024, 512, 1)]  # seq_len, batch_size, sources
-
-
-def stage_of(seq_len: int, batch_size: int) -> StagePlan:
-    """A stage of one micro batch per step, from the start of the stream."""
-    tokens = seq_len * batch_size
-    return StagePlan(
-        index=0,
-        start_step=0,
-        end_step=STEPS,
-        start_tokens=0,
-        end_tokens=STEPS * tokens,
-        start_cursor=0,
-        positions_per_step=tokens,
-        seq_len=seq_len,
-        batch_size=batch_size,
-        micro_batch_size=batch_size,
-        grad_accum_steps=1,
-        lr_multiplier=1.0,
-        formula_multiplier=1.0,
-        peak_lr=1e-3,
-        min_lr=1e-4,
-        warmup_steps=0,
-        grad_clip=1.0,
-    )
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -85,7 +65,7 @@ def exhaust(made: Iterable[object]) -> None:
 def measure(tokens: np.memmap, seq_len: int, batch_size: int, sources: int) -> tuple[float, float, float, float]:
     """M tokens per second of assembly, of a copy of the same rows and of one in file order; assembly's time over the
     copy's, both in one turn: medians."""
-    stage = replace(stage_of(seq_len, batch_size), data_weights=(1.0,) * sources)
+    stage = replace(chain([(STEPS, seq_len, batch_size, 1)])[0], data_weights=(1.0,) * sources)
     parts = np.split(tokens, sources)
     streams = [TokenStream(part, MAX_SEQ_LEN, seed=1) for part in parts]
     reader = BatchReader(streams, [stage], seed=1)
@@ -119,7 +99,7 @@ def seek(folder: Path) -> None:
     write_index(idx_path(prefix), np.dtype(np.uint16), np.full(10**6, 10**6, dtype=np.int32))
     with bin_path(prefix).open("wb") as file:
         file.truncate(2 * 10**12)
-    stage = replace(stage_of(1024, 16), end_step=2_000_000)
+    (stage,) = chain([(2_000_000, 1024, 16, 1)])
     for step in (0, 10**6):
         times = []
         for _ in range(5):

@@ -16,11 +16,11 @@ import resource
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from loader import MAX_SEQ_LEN, stage_of
+from loader import MAX_SEQ_LEN
+from stages import chain
 
 from ds_pretrain.data.index_check import check_index
 from ds_pretrain.data.indexed import TokenFile, bin_path, idx_path
@@ -45,9 +45,7 @@ def first_batch(prefix: Path, step: int) -> float:
     """Seconds from the prefix to the batch of a step."""
     start = time.perf_counter()
     tokens = TokenFile.open(prefix).tokens
-    stage = replace(
-        stage_of(MAX_SEQ_LEN, BATCH_SIZE), end_step=2 * STEP, end_tokens=2 * STEP * MAX_SEQ_LEN * BATCH_SIZE
-    )
+    (stage,) = chain([(2 * STEP, MAX_SEQ_LEN, BATCH_SIZE, 1)])
     reader = BatchReader([TokenStream(tokens, MAX_SEQ_LEN, seed=1)], [stage], seed=1)
     next(reader.read(range(step, stage.end_step)))
     return time.perf_counter() - start
