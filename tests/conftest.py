@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from launches import RankServer
+
+# what nohup or a shell's background ignores, the processes that tests start would ignore too
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # tests share the cores: threads that spin while they wait would take them from one another
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,26 +24,26 @@ settings.load_profile("ci" if os.environ.get("CI") else "shared")
 
 # files that take long, the longest first: one that is started last would be waited for with one core idle
 LONG = (
-    "runs/test_guards.py",
-    "docs/test_first_hour.py",
     "runs/test_chaos.py",
+    "docs/test_first_hour.py",
+    "runs/test_elastic.py",
+    "runs/test_many_nodes.py",
+    "runs/test_guards.py",
+    "runs/test_failures.py",
     "runs/test_training.py",
     "runs/test_lr_finder.py",
+    "runs/test_moving_schedules.py",
     "runs/test_unfreezing.py",
     "runs/test_sequence_modes.py",
     "runs/test_resume.py",
-    "runs/test_many_nodes.py",
-    "runs/test_moving_schedules.py",
     "engine/test_optimizers.py",
-    "engine/test_universal.py",
-    "runs/test_group_rates.py",
-    "runs/test_elastic.py",
-    "runs/test_failures.py",
-    "test_cli.py",
     "docs/test_cluster.py",
+    "test_cli.py",
     "runs/test_recipes.py",
-    "test_supervise.py",
     "runs/test_engines_on_ranks.py",
+    "runs/test_group_rates.py",
+    "engine/test_universal.py",
+    "test_supervise.py",
     "runs/test_full_disk.py",
 )
 

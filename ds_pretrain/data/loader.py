@@ -75,8 +75,11 @@ class _Share:
 
     def of(self, step: int) -> tuple[NDArray[np.int64], Places]:
         """Numbers and places of one step's rows; steps count from the first of the share."""
-        part = slice(self.edges[step], self.edges[step + 1])
-        return self.rows[part], self.places.part(part)
+        return self.rows[self.edges[step] : self.edges[step + 1]], self.places_of(step)
+
+    def places_of(self, step: int) -> Places:
+        """Places of one step's rows."""
+        return self.places.part(slice(self.edges[step], self.edges[step + 1]))
 
 
 class BatchReader:
@@ -201,7 +204,7 @@ class BatchReader:
         self, shares: Sequence[_Share], number: int, rows: int, row_len: int
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         if len(shares) == 1 and shares[0].stream.dtype == self._dtype:
-            return shares[0].stream.read_places(shares[0].of(number)[1], row_len)
+            return shares[0].stream.read_places(shares[0].places_of(number), row_len)
         if all(share.places.tails is None for share in shares):
             runs = np.empty((rows, row_len + 1), dtype=self._dtype)
             for share in shares:

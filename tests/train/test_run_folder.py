@@ -53,7 +53,9 @@ def test_every_change_is_listed_with_the_ways_out() -> None:
     assert first == "runs/a is a run of another recipe; changed:"
     assert changed == ["  run.seed: 1 in the run, 2 now", "  stage 0: …"]
     assert last.startswith("start a new run with run.name=…, or take the changes back; what may change on resume: ")
-    assert "stages that have not begun, run.output_dir, tracking, checkpoint, evaluation, safety" in last
+    assert (
+        "stages that have not begun, run.output_dir, tracking, checkpoint, evaluation, data.validation, safety" in last
+    )
 
 
 def test_a_finished_run_is_told_how_to_go_on() -> None:
