@@ -133,7 +133,9 @@ def main() -> None:
         for number in range(arguments.rounds):
             order = SIDES[number % 3 :] + SIDES[: number % 3]
             rounds.append({side: run_side(side, folder, arguments.workers) for side in order})
-            assert len({tokens for _, tokens in rounds[-1].values()}) == 1, "the sides differ in their tokens"
+            counts = sorted(tokens for _, tokens in rounds[-1].values())
+            # a document of more than half a million characters is encoded in pieces
+            assert counts[-1] - counts[0] <= 1e-6 * counts[0], "the sides differ in their tokens"
             print({side: round(tokens / seconds) for side, (seconds, tokens) in rounds[-1].items()}, flush=True)
         print(f"{sum(map(len, texts)) / 1e6:.0f} MB, {len(texts):,} documents, {rounds[0]['ours'][1]:,} tokens")
         for side in SIDES:
