@@ -1,11 +1,15 @@
 """Preparing a corpus against `tokenizers`' own `encode_batch` and against `datasets.map`.
 
     python benchmarks/prepare.py --workers 2 --rounds 5
+    python benchmarks/prepare.py --workers 2 --memory
 
 The same JSONL, the same tokenizer, the same number of cores. The sides take turns, each in a process of its own, and
 ratios are those of one round. Timed are: for ours all of `prepare`, from JSONL to a corpus with its manifest, worker
 processes started anew; for `encode_batch` the call alone, on texts that are in memory; for `datasets.map` the call
 alone, `num_proc` processes from an Arrow file in the cache to an Arrow file.
+
+``--memory`` prepares a quarter of the text, all of it, and all of it as one document, and prints the most memory that
+the processes had together (resident; a page that several share is counted once).
 """
 
 from __future__ import annotations
@@ -19,7 +23,10 @@ import sys
 import sysconfig
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 SIDES = ("ours", "encode_batch", "map")
 
@@ -97,12 +104,43 @@ def dataset_map(folder: Path, workers: int) -> tuple[float, int]:
     return seconds, sum(len(ids) for ids in made.with_format("numpy")["input_ids"])
 
 
+def _turn(side: str, folder: Path, workers: int) -> list[str]:
+    return [sys.executable, __file__, "--side", side, "--folder", str(folder), "--workers", str(workers)]
+
+
 def run_side(side: str, folder: Path, workers: int) -> tuple[float, int]:
     """One turn of one side, in a process of its own."""
-    command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--workers", str(workers)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    output = subprocess.run(_turn(side, folder, workers), check=True, stdout=subprocess.PIPE, text=True).stdout
     seconds, tokens = json.loads(output.splitlines()[-1])
     return seconds, tokens
+
+
+def peak_memory(folder: Path, workers: int) -> int:
+    """Bytes that ``prepare`` and its workers had resident at most, looked at every 20 ms."""
+    process = subprocess.Popen(_turn("ours", folder, workers), stdout=subprocess.DEVNULL)
+    tree, peak = psutil.Process(process.pid), 0
+    while process.poll() is None:
+        held = 0
+        with suppress(psutil.Error):
+            for each in (tree, *tree.children(recursive=True)):
+                held += int(each.memory_full_info().pss)
+        peak = max(peak, held)
+        time.sleep(0.02)
+    assert process.returncode == 0
+    return peak
+
+
+def measure_memory(folder: Path, texts: list[str], workers: int) -> None:
+    """Prints the peak memory of preparing some of the texts, all, and all as one document."""
+    for name, documents in (
+        ("a quarter", texts[: len(texts) // 4]),
+        ("all", texts),
+        ("one document", ["\n".join(texts)]),
+    ):
+        lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents]
+        (folder / "corpus.jsonl").write_text("".join(lines), encoding="utf-8")
+        size = (folder / "corpus.jsonl").stat().st_size / 1e6
+        print(f"{name:>12}: {size:.0f} MB, peak {peak_memory(folder, workers) / 1e6:.0f} MB", flush=True)
 
 
 def main() -> None:
@@ -112,6 +150,7 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=16384)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
@@ -129,6 +168,9 @@ def main() -> None:
         pieces = ((text, (number + 1) / len(texts)) for number, text in enumerate(texts))
         trained = train_tokenizer(pieces, TokenizerTraining(arguments.vocab_size), max_bytes=8_000_000)
         save_tokenizer(trained, folder / "tokenizer")
+        if arguments.memory:
+            measure_memory(folder, texts, arguments.workers)
+            return
         rounds = []
         for number in range(arguments.rounds):
             order = SIDES[number % 3 :] + SIDES[: number % 3]

@@ -2,8 +2,8 @@
 
 A *trial* is a whole short training: a warmup, then a cosine down to a tenth of the peak. All trials of a stage begin
 at the same weights and see the same rows. Their peaks are rungs of one ladder, 1e-3 times powers of 2, which is
-climbed up until no rate trains any more, and down until a lower rate is worse. So what is reported was trained at,
-and is not predicted from a sweep.
+climbed up until no rate trains any more, and down until a lower rate is clearly worse. So what is reported was trained
+at, and is not predicted from a sweep.
 
 The lowest rate that does not train gets a second trial, over other rows: near the edge, whether a training comes
 through is a matter of luck. A rate trains if one of its trials does; its loss is that of the better one.
@@ -30,6 +30,8 @@ ANCHOR = 1e-3
 FROM_STEEPEST = 4.0
 # share of the best trial's learning that is training
 TRAINS = 0.25
+# of the best trial's learning, that a lower rate has to lack to be worse by more than chance
+CLEARLY = 0.1
 # nats below the loss of knowing frequencies from which on a trial has certainly learned more than them
 MARGIN = 0.1
 # trials of a rung that decides where the edge is
@@ -140,7 +142,9 @@ def next_peak(trials: Sequence[Trial], baselines: Baselines, settings: LrFinder)
     trains = _trains(learned)
     # down first: what trains is measured by the best
     # while no trial knows frequencies all of them may be broken, and which of those ends lowest is chance
-    wants_lower = not knows_frequencies or (settings.safety_divisor == "auto" and ladder[0] is _best(ladder))
+    wants_lower = not knows_frequencies or (
+        settings.safety_divisor == "auto" and learned[0] > (1.0 - CLEARLY) * max(learned)
+    )
     goes_up = trains[-1] and up <= settings.end_lr
     if wants_lower and down >= settings.start_lr and not (len(trials) == 1 and goes_up):
         return down

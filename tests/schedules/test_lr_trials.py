@@ -94,6 +94,14 @@ def test_the_ladder_is_climbed_as_far_as_it_tells(first: float, tried: list[floa
     assert (finding.baseline, finding.knows_frequencies) == (FREQUENCY, True)
 
 
+def test_a_lower_rate_that_is_worse_by_chance_is_no_end() -> None:
+    # a trial at 4e-3 that came out a little above that at 8e-3, and the best rate below both
+    curve = {1e-3: 6.1, 2e-3: 5.9, 4e-3: 6.04, 8e-3: 6.02, 1.6e-2: 6.35, 3.2e-2: 6.5}
+    rates, finding = climbed(4e-3, curve.__getitem__, settings())
+    assert rates == [4e-3, 8e-3, 2e-3, 1e-3, 1.6e-2, 1.6e-2]
+    assert (finding.best, finding.edge, finding.suggestion) == (2e-3, 8e-3, 2e-3)
+
+
 def test_what_trains_is_a_quarter_of_what_the_best_learns() -> None:
     # the best learns 1.0 beyond the frequencies
     assert judge(ladder({1e-3: 6.0, 2e-3: 5.4, 4e-3: 6.14}), BASELINES, settings()).edge == 4e-3
