@@ -23,10 +23,13 @@ from ds_pretrain.train.stop import StopRequest
 
 @pytest.fixture
 def ranks() -> Iterator[Ranks]:
-    """A job of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    """A job of this process alone; other tests' one where this process has it."""
+    met = dist.is_initialized()
+    if not met:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield Ranks(0, 1, 0, 1, torch.device("cpu"))
-    dist.destroy_process_group()
+    if not met:
+        dist.destroy_process_group()
 
 
 def test_the_index_of_a_corpus_without_a_manifest_is_read_at_the_start(
