@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from ds_pretrain.config import Recipe, dump_recipe, parse_recipe
-from ds_pretrain.config.data import Source
 from ds_pretrain.curriculum import Plan, StagePlan, build_plan, plan_problems
 from ds_pretrain.data.order import RowOrder
 from ds_pretrain.data.rows import shuffle_block
@@ -132,7 +131,9 @@ def recipe_changes(
     refused: list[str] = []
     for key in changed:
         line = f"{key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
-        may = key.startswith(free) or (key in planned and not trained) or _moved(key, old.get(key), new.get(key))
+        may = (
+            key.startswith(free) or (key in planned and not trained) or (key == "data.train" and _moved(before, recipe))
+        )
         (allowed if may else refused).append(line)
     return Changes(tuple(allowed), (*refused, *trained))
 
@@ -193,17 +194,11 @@ def _is_planned(key: str, recipe: Recipe) -> bool:
     return key == "optimizer.lr" or key.startswith(_PLAN[:2])
 
 
-def _moved(key: str, old: object, new: object) -> bool:
+def _moved(before: Recipe | None, after: Recipe) -> bool:
     """Whether the training text lies elsewhere and is called the same; its checksum tells whether it is the same."""
-    if key != "data.train":
+    if before is None:
         return False
-    was, now = (
-        [
-            (source.label, source.text, source.weight)
-            for source in map(Source.model_validate, sources if isinstance(sources, list) else [])
-        ]
-        for sources in (old, new)
-    )
+    was, now = ([(source.label, source.text, source.weight) for source in one.data.train] for one in (before, after))
     return was == now
 
 
