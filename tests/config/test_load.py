@@ -222,7 +222,7 @@ NUMBERLIKE = st.sampled_from(
 VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
 
 
-@settings(max_examples=25)
+@settings(max_examples=50)
 @given(
     notes=TEXT | NUMBERLIKE,
     lr=st.floats(min_value=1e-300, max_value=1e300),

@@ -63,12 +63,13 @@ def _described(prefix: Path) -> dict[str, object]:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit after every few documents."""
-    monkeypatch.setattr(prepare, "PIECE_CHARACTERS", 2000)
+    monkeypatch.setattr(prepare, "PIECE_CHARACTERS", 400)
     monkeypatch.setattr(prepare, "_COMMIT_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("small_batches")
-@pytest.mark.parametrize(("count", "deduplicate"), [(2, False), (5, True)])
+@pytest.mark.parametrize("deduplicate", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 5])
 def test_shards_make_the_corpus_of_an_undivided_preparation(
     tmp_path: Path, corpus: Path, deduplicate: bool, count: int
 ) -> None:
@@ -140,10 +141,10 @@ def test_work_goes_on_behind_what_is_safe(tmp_path: Path, corpus: Path, monkeypa
     output = tmp_path / "mine"
     for _ in range(3):
         with pytest.raises(StopError):
-            prepare.prepare([str(corpus)], output, **options, progress=stop_after(3))  # type: ignore[arg-type]
+            prepare.prepare([str(corpus)], output, **options, progress=stop_after(9))  # type: ignore[arg-type]
     folder = shard_folder(partial_folder(output), 0, 1)
     commits = read_journal(folder)
-    assert len(commits) == 9
+    assert len(commits) == 27
     safe = sum(commits[-1].documents)
     with (folder / "journal.jsonl").open("ab") as journal:
         journal.write(b'{"place": [3')  # torn
@@ -178,7 +179,9 @@ def test_what_a_changed_file_touches_is_done_again(tmp_path: Path, corpus: Path,
     with pytest.raises(StopError):
         prepare.prepare([str(corpus)], output, tokenizer=tokenizer, validation=0.3, workers=1, progress=stop_after(1))
     kept = read_journal(folder)
-    assert {commit.place.source for commit in kept} >= {2}
+    assert {commit.place.source for commit in kept} >= {
+        2
+    }  # whether the first file's one document has a commit to itself is a race
     assert [commit.place.source for commit in kept[:-1]] == sorted(commit.place.source for commit in kept[:-1])
     assert 3 not in {commit.place.source for commit in kept[:-1]}
     prepare.prepare([str(corpus)], output, tokenizer=tokenizer, validation=0.3, workers=1)
@@ -189,7 +192,7 @@ def test_what_a_changed_file_touches_is_done_again(tmp_path: Path, corpus: Path,
 @pytest.mark.usefixtures("small_batches")
 def test_other_settings_start_anew(tmp_path: Path, corpus: Path, tokenizer: str) -> None:
     with pytest.raises(StopError):
-        prepare.prepare([str(corpus)], tmp_path / "mine", tokenizer=tokenizer, workers=1, progress=stop_after(3))
+        prepare.prepare([str(corpus)], tmp_path / "mine", tokenizer=tokenizer, workers=1, progress=stop_after(5))
     for name in ("mine", "whole"):
         prepare.prepare([str(corpus)], tmp_path / name, tokenizer=tokenizer, validation=0.3, workers=1)
     assert same(tmp_path / "mine", tmp_path / "whole")
@@ -199,7 +202,7 @@ def test_other_settings_start_anew(tmp_path: Path, corpus: Path, tokenizer: str)
 def test_files_that_shrank_are_not_trusted(tmp_path: Path, corpus: Path, tokenizer: str) -> None:
     output = tmp_path / "mine"
     with pytest.raises(StopError):
-        prepare.prepare([str(corpus)], output, tokenizer=tokenizer, validation=0.3, workers=1, progress=stop_after(4))
+        prepare.prepare([str(corpus)], output, tokenizer=tokenizer, validation=0.3, workers=1, progress=stop_after(9))
     folder = shard_folder(partial_folder(output), 0, 1)
     os.truncate(folder / "train.bin", (folder / "train.bin").stat().st_size - 1)
     prepare.prepare([str(corpus)], output, tokenizer=tokenizer, validation=0.3, workers=1)
@@ -244,12 +247,12 @@ reports = 0
 def halt(progress):
     global reports
     reports += progress.phase == "encode"
-    if reports == 4:
+    if reports == 5:
         print("halfway", flush=True)
         sys.stdin.read()
 
 if __name__ == "__main__":
-    prepare.PIECE_CHARACTERS = 2000
+    prepare.PIECE_CHARACTERS = 400
     prepare._COMMIT_SECONDS = 0.0
     if sys.argv[4:] == ["cached"]:
         prepare_cached(
@@ -265,7 +268,7 @@ if __name__ == "__main__":
 
 
 def kill_halfway(folder: Path, *arguments: str) -> None:
-    """Starts the script, kills it when four batches are written, and waits until its workers are gone."""
+    """Starts the script, kills it when five batches are written, and waits until its workers are gone."""
     (folder / "script.py").write_text(KILLED)
     command = [sys.executable, str(folder / "script.py"), *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
