@@ -83,6 +83,8 @@ def _watch(watched: list[psutil.Process], lost: bool, grace_seconds: float) -> N
         time.sleep(POLL_SECONDS)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print("ds_pretrain: the launcher has ended: saving and leaving", file=sys.stderr, flush=True)
+    else:  # a request to one rank is one to all: the rank that says why is to notice before all have left
+        time.sleep(2 * POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(grace_seconds)
     os._exit(1)

@@ -40,9 +40,14 @@ RANK = """
         pathlib.Path(f"saved_{name}").touch()
         if "hang" not in sys.argv: sys.exit(0)
     signal.signal(signal.SIGTERM, save)
+    if "agree" in sys.argv and name == "0":  # half a look behind the other
+        while not pathlib.Path("ready_1").exists(): time.sleep(0.01)
+        time.sleep(0.5)
     watch_launcher(0.3)
     pathlib.Path(f"ready_{name}").touch()
-    while True: time.sleep(0.05)
+    while True:
+        if "agree" in sys.argv and pathlib.Path("saved_1").exists(): save(0, None)
+        time.sleep(0.05)
 """
 
 
@@ -102,6 +107,17 @@ def test_ranks_save_and_leave_where_their_launcher_or_its_runner_is_killed(tmp_p
             chain.launcher.kill()
         until(lambda: all(map(has_ended, chain.ranks)))
         assert chain.saved()
+        assert (tmp_path / "errors").read_text().count("the launcher has ended: saving and leaving") == 1
+    finally:
+        chain.end()
+
+
+def test_why_all_leave_is_said_before_they_have_left(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, "agree")
+    try:
+        until(chain.ready)
+        chain.launcher.kill()
+        until(lambda: all(map(has_ended, chain.ranks)))
         assert (tmp_path / "errors").read_text().count("the launcher has ended: saving and leaving") == 1
     finally:
         chain.end()

@@ -244,9 +244,14 @@ def _attempt(work: Callable[[], None]) -> str | None:
     try:
         work()
     except Exception as error:  # a full disk comes as OSError, RuntimeError or SafetensorError, depending on who writes
-        first: BaseException = error
-        while first.__context__ is not None:  # torch's next complaint, on closing the file, hides the first
-            first = first.__context__
-        reason = str(first).splitlines()[0] if str(first) else type(first).__name__
-        return f"{first.strerror} ({first.filename})" if isinstance(first, OSError) and first.strerror else reason
+        # nothing here may hold on to the error: with its traceback goes the open file, and only with that one its room
+        return _reason(error)
     return None
+
+
+def _reason(error: BaseException) -> str:
+    while error.__context__ is not None:  # torch's next complaint, on closing the file, hides the first
+        error = error.__context__
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +82,34 @@ def test_a_full_disk_fails_one_save_and_no_other(ranks: Ranks, disk: Path, async
         ballast.unlink()
     assert damage(save(writer, subject, 2)) == []
     assert [step for step, _ in list_checkpoints(disk)] == [1, 2]
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What only the garbage collector would let go of stays."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def open_files(folder: Path) -> list[str]:
+    """Files below a folder that this process has open, removed ones too."""
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return [target for target in map(os.readlink, links) if target.startswith(str(folder))]
+
+
+def test_a_failed_save_gives_back_its_room_at_once(ranks: Ranks, disk: Path, no_collector: None) -> None:
+    subject = Subject(1, "fp32", ranks)
+    subject.step(0)
+    writer = CheckpointWriter(disk, ranks, False)
+    save(writer, subject, 1)
+    fill(disk, 100_000)
+    free = os.statvfs(disk).f_bavail
+    with pytest.raises(SaveError, match=WORDS):
+        save(writer, subject, 2)
+    assert open_files(disk) == []
+    assert os.statvfs(disk).f_bavail == free
 
 
 def test_a_step_saved_again_takes_the_place_of_the_one_before(ranks: Ranks, tmp_path: Path) -> None:
