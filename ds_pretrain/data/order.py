@@ -50,10 +50,12 @@ class RowOrder:
         owed = [Fraction(0)] * self.num_sources  # in tokens
         for index, stage in enumerate(stages):
             row_tokens = stage.tokens_per_step // stage.rows_per_step
-            mixture = Mixture(stage.data_weights, [tokens / row_tokens for tokens in owed])
+            num_rows = stage.num_steps * stage.rows_per_step
+            changed = index > 0 and stage.data_weights != stages[index - 1].data_weights
+            mixture = Mixture(stage.data_weights, num_rows, [tokens / row_tokens for tokens in owed], changed)
             self._mixtures.append(mixture)
             self._add(seed, index, 0, stage.start_step, stage.end_step, cursors)
-            owed = [rows * row_tokens for rows in mixture.owed_after(stage.num_steps * stage.rows_per_step)]
+            owed = [rows * row_tokens for rows in mixture.owed_after(num_rows)]
         planned = tuple(cursors)
         for reading, skip in enumerate(skips, start=1):
             for index, stage in enumerate(stages):
