@@ -191,9 +191,19 @@ def broadcast_object(value: T | None, ranks: Ranks) -> T:
 
 def any_rank(flag: bool, ranks: Ranks) -> bool:
     """Whether any rank brings a true flag, on every rank alike."""
+    return ask_any_rank(flag, ranks)()
+
+
+def ask_any_rank(flag: bool, ranks: Ranks) -> Callable[[], bool]:
+    """What ``any_rank`` asks, without waiting: the function that is returned waits, and gives the answer."""
     count = torch.tensor(float(flag), device=ranks.device)
-    dist.all_reduce(count)
-    return bool(count > 0)
+    work = dist.all_reduce(count, async_op=True)
+
+    def answer() -> bool:
+        work.wait()
+        return bool(count > 0)
+
+    return answer
 
 
 def on_main(ranks: Ranks, work: Callable[[], T]) -> T:

@@ -28,6 +28,10 @@ _EVALUATION = 1
 _MAX_EXPONENT = 700.0
 
 
+# asks something of all ranks at once; what it returns waits for the answer
+Question = Callable[[], Callable[[], bool]]
+
+
 class EvaluationStopped(Exception):
     """An evaluation was given up between two micro batches, on every rank alike."""
 
@@ -65,14 +69,15 @@ class Evaluator:
         self._sources = [(name, *_spread(prefix, self._max_seq_len, windows, vocab_size)) for name, prefix in sources]
 
     def evaluate(
-        self, engine: Engine, seq_lens: Sequence[int], give_up: Callable[[], bool] = lambda: False
+        self, engine: Engine, seq_lens: Sequence[int], give_up: Question = lambda: lambda: False
     ) -> list[dict[str, object]]:
         """Validation lines for metrics, in the order of ``seq_lens``, each length once. Every rank takes part.
 
         Args:
             engine: the live engine.
             seq_lens: lengths in tokens: the stage's first, the full one last.
-            give_up: asked before every micro batch; must answer alike on every rank.
+            give_up: asked before every micro batch, and its answer read one micro batch later; the answers must be
+                alike on every rank.
 
         Returns:
             seq_len, val_loss (nats per token), val_perplexity and source of every length and source.
@@ -131,11 +136,16 @@ class Evaluator:
             yield replace(batch, targets=batch.targets.masked_fill(repeated[:, None], IGNORED_TARGET))
 
 
-def _until(give_up: Callable[[], bool], micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+def _until(give_up: Question, micro_batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+    """The micro batches up to a yes; before each the answer to the question before it is read, so nothing waits."""
+    asked = give_up()
     for micro in micro_batches:
-        if give_up():
+        before, asked = asked, give_up()
+        if before():
+            asked()
             raise EvaluationStopped
         yield micro
+    asked()  # a reduction under way is never left behind
 
 
 def full_length_loss(lines: Sequence[Mapping[str, Any]]) -> float:

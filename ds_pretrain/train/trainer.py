@@ -15,7 +15,7 @@ from ds_pretrain.curriculum.unfreezing import fresh_share
 from ds_pretrain.data.loader import StepLoader
 from ds_pretrain.engine.build import Engine
 from ds_pretrain.engine.checkpoint_list import read_state
-from ds_pretrain.engine.ranks import Ranks, any_rank
+from ds_pretrain.engine.ranks import Ranks, ask_any_rank
 from ds_pretrain.engine.stage import (
     Newcomers,
     applied_clip,
@@ -236,8 +236,8 @@ class Trainer:
     def _requests(self) -> Requests:
         return Requests(stop=self.stop.requested, save=self.saving.minutes_passed(), wait=self.saving.writing)
 
-    def _asked_to_stop(self) -> bool:
-        return any_rank(self.stop.requested, self.job.ranks)
+    def _ask_to_stop(self) -> Callable[[], bool]:
+        return ask_any_rank(self.stop.requested, self.job.ranks)
 
     def _record(self, stage: StagePlan, result: StepResult, lr: float, verdict: Verdict, times: StepTimes) -> None:
         if self.job.ranks.is_main:
@@ -271,7 +271,7 @@ class Trainer:
             return
         seq_lens = [stage.seq_len, self.job.recipe.data.max_seq_len]
         try:
-            lines = self.job.evaluator.evaluate(self.engine, seq_lens, self._asked_to_stop)
+            lines = self.job.evaluator.evaluate(self.engine, seq_lens, self._ask_to_stop)
         except EvaluationStopped:
             self.stopped, self.evaluated = True, False
             self._say(f"step {self.step}: the evaluation was broken off; it is done when the run goes on")

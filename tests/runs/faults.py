@@ -87,9 +87,10 @@ def ask_to_stop(step: int) -> None:
 
     def asked(micro_batches: Iterable[Any]) -> Iterator[Any]:
         for index, micro in enumerate(micro_batches):
-            assert index == 0, "the evaluation went on"
+            assert index <= 1, "the evaluation went on"  # the answer is read one batch behind
             yield micro
-            os.kill(os.getpid(), signal.SIGUSR1)
+            if index == 0:
+                os.kill(os.getpid(), signal.SIGUSR1)
 
     trainer.train_batch = train_batch
     evaluation.mean_loss = lambda engine, micro: _mean_loss(engine, asked(micro) if done[0] == step else micro)

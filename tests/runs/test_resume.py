@@ -24,6 +24,7 @@ EVERYTHING = [
     "safety.max_consecutive_bad_steps=1",
     "schedule={type: plateau, scope: stage, factor: 0.5, patience: 1, threshold: 9.0, threshold_mode: abs}",
     "evaluation.every_steps=2",
+    "evaluation.batches=8",
     "precision=fp16",
     "deepspeed={zero_stage: 2, fp16: {initial_scale_power: 24, loss_scale_window: 2, hysteresis: 1}}",
     "checkpoint.asynchronous=true",
