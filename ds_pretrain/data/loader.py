@@ -4,7 +4,7 @@
 time. So a run that continues at any step sees the batches that the unbroken run sees.
 
 What costs time is neither the copy nor the disk but finding the rows, whose permutations are dear in small calls: the
-rows of many steps are found at once. Tokens keep the file's type, two bytes each as a rule, up to the device.
+rows of many steps are found at once.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_pretrain.curriculum.skips import Skip
+from ds_pretrain.data.gather import RowGatherer
 from ds_pretrain.data.inputs import InputFormat, MicroBatch
 from ds_pretrain.data.order import RowOrder
 from ds_pretrain.data.rows import rank_rows
-from ds_pretrain.data.stream import Places, TokenStream
+from ds_pretrain.data.stream import TokenStream
 from ds_pretrain.data.token_ids import IdLimit
 from ds_pretrain.errors import DataError
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 # keeps what training draws apart from what evaluation does
 _TRAINING = 0
 _ROWS_AT_ONCE = 4096  # rows found in one go: about a millisecond of work, 100 kB
-_TOKENS_AT_ONCE = 1 << 16  # read in one go, where a step has fewer: what a nearby cache holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,28 +56,6 @@ class StepBatch:
     target_tokens: int
     cursors: tuple[int, ...] = ()
     problem: DataError | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Share:
-    """One source's rows of consecutive steps.
-
-    Args:
-        stream: the source's.
-        rows: number of each row among those of all the steps.
-        places: of the rows.
-        edges: where each step's rows begin, and where the last one's end.
-    """
-
-    stream: TokenStream
-    rows: NDArray[np.int64]
-    places: Places
-    edges: list[int]
-
-    def of(self, steps: range) -> tuple[NDArray[np.int64], Places]:
-        """Numbers and places of the rows of some steps, which count from the first of the share."""
-        part = slice(self.edges[steps.start], self.edges[steps.stop])
-        return self.rows[part], self.places.part(part)
 
 
 class BatchReader:
@@ -118,8 +96,7 @@ class BatchReader:
         self._input_format = input_format or InputFormat(streams[0].max_seq_len)
         self._pin_memory = pin_memory
         self._id_limit = id_limit
-        common = np.result_type(*(stream.dtype for stream in streams))
-        self._dtype = common if common.kind in "iu" else np.dtype(np.int64)
+        self._gather = RowGatherer(streams)
 
     def read(self, steps: range) -> Iterator[StepBatch]:
         """The batches of consecutive steps.
@@ -151,13 +128,12 @@ class BatchReader:
 
     def _read_found(self, stage: StagePlan, steps: range) -> Iterator[StepBatch]:
         sources, starts = self.find(steps)
-        row_len = stage.seq_len * stage.blocks_per_row
         in_batch = self._rows_of(stage)
         rows = len(in_batch)
-        shares = [share for share in self._shares(sources, starts, row_len, rows) if len(share.rows)]
+        steps_read = self._gather.read(sources, starts, stage.seq_len * stage.blocks_per_row, rows)
         target_tokens = stage.batch_size * self._input_format.targets_per_sequence(stage.seq_len)
         cursors = self._order.cursors_after(steps)
-        for number, read in enumerate(self._read_steps(shares, len(steps), rows, row_len)):
+        for number, read in enumerate(steps_read):
             step, mine = steps[number], slice(number * rows, (number + 1) * rows)
             inputs, targets = read
             problem = None
@@ -189,45 +165,6 @@ class BatchReader:
                 at = self._streams[source].locate(starts[row : row + 1] + column, 1).at
                 return limit.error(source, int(at[0]) + ahead)
         return None
-
-    def _shares(
-        self, sources: NDArray[np.int64], starts: NDArray[np.int64], row_len: int, per_step: int
-    ) -> Iterator[_Share]:
-        edges = np.arange(0, len(sources) + 1, per_step)
-        for source, stream in enumerate(self._streams):
-            rows = np.flatnonzero(sources == source)
-            places = stream.locate(starts[rows], row_len)
-            yield _Share(stream, rows, places, np.searchsorted(rows, edges).tolist())
-
-    def _read_steps(
-        self, shares: Sequence[_Share], steps: int, rows: int, row_len: int
-    ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        """Inputs and targets of every step, ``rows`` rows each; small steps are read several at once."""
-        at_once = max(1, _TOKENS_AT_ONCE // (rows * row_len))
-        for first in range(0, steps, at_once):
-            several = range(first, min(first + at_once, steps))
-            inputs, targets = self._read_rows(shares, several, rows, row_len)
-            for begin in range(0, len(inputs), rows):
-                yield inputs[begin : begin + rows], targets[begin : begin + rows]
-
-    def _read_rows(
-        self, shares: Sequence[_Share], steps: range, rows: int, row_len: int
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        if len(shares) == 1 and shares[0].stream.dtype == self._dtype:
-            return shares[0].stream.read_places(shares[0].of(steps)[1], row_len)
-        first, size = steps.start * rows, len(steps) * rows
-        if all(share.places.tails is None for share in shares):
-            runs = np.empty((size, row_len + 1), dtype=self._dtype)
-            for share in shares:
-                chosen, places = share.of(steps)
-                runs[chosen - first] = share.stream.read_runs(places.at, row_len)
-            return runs[:, :-1], runs[:, 1:]
-        inputs = np.empty((size, row_len), dtype=self._dtype)
-        targets = np.empty_like(inputs)
-        for share in shares:
-            chosen, places = share.of(steps)
-            inputs[chosen - first], targets[chosen - first] = share.stream.read_places(places, row_len)
-        return inputs, targets
 
 
 def step_batch(
