@@ -6,7 +6,8 @@ climbed up until no rate trains any more, and down until a lower rate is clearly
 at, and is not predicted from a sweep.
 
 The lowest rate that does not train gets a second trial, over other rows: near the edge, whether a training comes
-through is a matter of luck. A rate trains if one of its trials does; its loss is that of the better one.
+through is a matter of luck. A rate trains if one of its trials does; its loss is that of the better one. The edge lies
+between the highest rate that trains and the next one, where a line through what the two learned falls below that share.
 
 A trial *trains* if it learns what a broken model does not. A model that was broken by its rate still knows how often
 each token occurs; so the baseline is the loss of knowing only that (or the first loss, for weights that knew more),
@@ -16,6 +17,7 @@ and a trial trains if it gets at least a quarter as far below it as the best one
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,7 +38,7 @@ CLEARLY = 0.1
 MARGIN = 0.1
 # trials of a rung that decides where the edge is
 _TRIES = 2
-# the suggestion is never more than this part of the edge
+# the suggestion is never more than this part of the highest rate that trains
 MIN_DIVISOR = 4.0
 FLOOR = 0.1
 
@@ -71,11 +73,12 @@ class Baselines:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the trials of a stage say; every rate is one that was trained at, unless a divisor was asked for.
+    """What the trials of a stage say.
 
     Args:
-        edge: highest rate that trains.
-        edge_bound: ``at least`` where no higher one was tried that does not, ``at most`` where none trains.
+        edge: rate up to which runs train, found between two rates that were trained at.
+        edge_bound: ``at least`` where no rate was tried that does not train, ``at most`` where none does.
+        highest: the highest rate tried that trains, or the lowest one tried where none does.
         best: rate of the lowest loss.
         best_bound: ``at most`` where the loss was still falling at the lowest rate tried, ``at least`` at the highest.
         suggestion: peak rate to train with.
@@ -87,6 +90,7 @@ class Finding:
 
     edge: float
     edge_bound: Bound
+    highest: float
     best: float
     best_bound: Bound
     suggestion: float
@@ -154,8 +158,8 @@ def next_peak(trials: Sequence[Trial], baselines: Baselines, settings: LrFinder)
 def judge(trials: Sequence[Trial], baselines: Baselines, settings: LrFinder) -> Finding:
     """Edge, best rate and suggestion, from all trials of a stage.
 
-    The suggestion is the best rate, but never more than a quarter of the edge; with a number as ``safety_divisor`` it
-    is the edge divided by that.
+    The suggestion is the best rate, but never more than a quarter of the highest rate that trains; with a number as
+    ``safety_divisor`` it is the edge divided by that.
 
     Args:
         trials: at least one, in any order: rungs without a gap.
@@ -164,13 +168,14 @@ def judge(trials: Sequence[Trial], baselines: Baselines, settings: LrFinder) -> 
     """
     ladder = _ladder(trials)
     learned, baseline, knows_frequencies = _learned(ladder, baselines)
-    edge, edge_bound = _edge(ladder, _trains(learned))
+    highest, bound = _highest(ladder, _trains(learned))
+    edge = _edge(trials, highest, baseline, TRAINS * max(learned)) if bound == "exact" else highest
     best = _best(ladder)
     best_bound: Bound = "at most" if best is ladder[0] else "at least" if best is ladder[-1] else "exact"
     divisor = settings.safety_divisor
-    suggestion = min(best.peak_lr, edge / MIN_DIVISOR) if divisor == "auto" else edge / divisor
+    suggestion = min(best.peak_lr, highest / MIN_DIVISOR) if divisor == "auto" else edge / divisor
     return Finding(
-        edge, edge_bound, best.peak_lr, best_bound, suggestion, edge / suggestion, baseline, knows_frequencies
+        edge, bound, highest, best.peak_lr, best_bound, suggestion, edge / suggestion, baseline, knows_frequencies
     )  # fmt: skip
 
 
@@ -211,11 +216,28 @@ def _best(ladder: Sequence[Trial]) -> Trial:
     return min(ladder, key=lambda trial: trial.loss)
 
 
-def _edge(ladder: Sequence[Trial], trains: Sequence[bool]) -> tuple[float, Bound]:
+def _highest(ladder: Sequence[Trial], trains: Sequence[bool]) -> tuple[float, Bound]:
     training = [trial.peak_lr for trial, does in zip(ladder, trains, strict=True) if does]
     if not training:
         return ladder[0].peak_lr, "at most"
     return training[-1], "at least" if training[-1] == ladder[-1].peak_lr else "exact"
+
+
+def _edge(trials: Sequence[Trial], highest: float, baseline: float, needed: float) -> float:
+    """Where, by the logarithm of the rate, what trials learn falls below what is needed to train.
+
+    Args:
+        trials: some at the highest rate that trains, some a rung above it.
+        highest: that rate.
+        baseline: loss that is not training; nobody learns less than nothing.
+        needed: nats below it that are.
+    """
+    below, above = (
+        statistics.fmean(max(0.0, baseline - trial.loss) for trial in trials if trial.peak_lr == rate)
+        for rate in (highest, highest * RUNG)
+    )
+    below = max(below, needed)  # one of two trials may have trained, and their mean not
+    return float(highest * RUNG ** ((below - needed) / (below - above)))
 
 
 def _learned(ladder: Sequence[Trial], baselines: Baselines) -> tuple[list[float], float, bool]:
