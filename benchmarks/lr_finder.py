@@ -3,7 +3,7 @@
 For every length the finder sweeps and tries it, with its own seed. Then, with another seed (other first weights, other
 data), the model is trained at 1/8, 1/4, 1/2, 1, 2, 4 and 8 times the suggestion, and at half and twice the edge: 80
 steps, the first quarter of them a linear warmup, then a cosine to a tenth. A run trains, as for the finder, if it gets
-a quarter as far as the best of these below the loss of a model that knows only how often each token occurs in the
+half as far as the best of these below the loss of a model that knows only how often each token occurs in the
 training text. Results go to a JSON file as they come; started again, it goes on where it was.
 
     python benchmarks/lr_finder.py --lengths 64,512 --out lr_finder.json

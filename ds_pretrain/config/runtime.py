@@ -147,7 +147,7 @@ class LrFinder(Section):
     """Short trainings of a length at most."""
     safety_divisor: Annotated[Number, Field(ge=1)] | Literal["auto"] = "auto"
     """The suggestion is the edge of stability divided by this; ``auto`` is the rate of the lowest loss, but never more
-    than a quarter of the edge."""
+    than half of the highest rate that trains."""
 
 
 class Wandb(Section):

@@ -11,7 +11,8 @@ between the highest rate that trains and the next one, where a line through what
 
 A trial *trains* if it learns what a broken model does not. A model that was broken by its rate still knows how often
 each token occurs; so the baseline is the loss of knowing only that (or the first loss, for weights that knew more),
-and a trial trains if it gets at least a quarter as far below it as the best one.
+and a trial trains if it gets at least half as far below it as the best one. Not less: at rates far too high some
+trials still learn up to 0.48 of that, by luck.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ANCHOR = 1e-3
 # where the best rate of a short training lay, on the models measured, by the rate of a sweep's steepest descent
 FROM_STEEPEST = 4.0
 # share of the best trial's learning that is training
-TRAINS = 0.25
+TRAINS = 0.5
 # of the best trial's learning, that a lower rate has to lack to be worse by more than chance
 CLEARLY = 0.1
 # nats below the loss of knowing frequencies from which on a trial has certainly learned more than them
@@ -39,7 +40,7 @@ MARGIN = 0.1
 # trials of a rung that decides where the edge is
 _TRIES = 2
 # the suggestion is never more than this part of the highest rate that trains
-MIN_DIVISOR = 4.0
+MIN_DIVISOR = 2.0
 FLOOR = 0.1
 
 
@@ -78,7 +79,7 @@ class Finding:
     Args:
         edge: rate up to which runs train, found between two rates that were trained at.
         edge_bound: ``at least`` where no rate was tried that does not train, ``at most`` where none does.
-        highest: the highest rate tried that trains, or the lowest one tried where none does.
+        highest_stable: the highest rate tried that trains, or the lowest one tried where none does.
         best: rate of the lowest loss.
         best_bound: ``at most`` where the loss was still falling at the lowest rate tried, ``at least`` at the highest.
         suggestion: peak rate to train with.
@@ -90,7 +91,7 @@ class Finding:
 
     edge: float
     edge_bound: Bound
-    highest: float
+    highest_stable: float
     best: float
     best_bound: Bound
     suggestion: float
@@ -158,7 +159,7 @@ def next_peak(trials: Sequence[Trial], baselines: Baselines, settings: LrFinder)
 def judge(trials: Sequence[Trial], baselines: Baselines, settings: LrFinder) -> Finding:
     """Edge, best rate and suggestion, from all trials of a stage.
 
-    The suggestion is the best rate, but never more than a quarter of the highest rate that trains; with a number as
+    The suggestion is the best rate, but never more than half of the highest rate that trains; with a number as
     ``safety_divisor`` it is the edge divided by that.
 
     Args:

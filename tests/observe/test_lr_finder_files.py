@@ -56,17 +56,19 @@ def test_all_three_files(tmp_path: Path) -> None:
     assert document["settings"]["steps"] == 20
     first, second, third = document["lengths"]
     assert (first["seq_len"], first["batch_size"], first["stages"]) == (16, 8, [0])
-    assert (first["edge"], first["suggestion"], first["divisor"]) == (4e-3, 1e-3, 4.0)
-    assert document["peak_lrs"] == [1e-3, 4e-3, 5e-4]
+    assert (first["highest_stable"], first["suggestion"]) == (4e-3, 2e-3)
+    assert first["edge"] == pytest.approx(4e-3 * 2**0.375)  # of 0.8 learned at 4e-3 and nothing above, half of 1.0
+    assert first["divisor"] == first["edge"] / 2e-3
+    assert document["peak_lrs"] == [2e-3, 8e-3, 1e-3]
     assert first["frequency_loss"] == first["baseline"] == 6.0
     broken = first["trials"][3]
     assert (broken["peak_lr"], broken["loss"]) == (8e-3, None)
     assert broken["points"][-1] == {"lr": 8e-3, "loss": None, "bad": True}
-    assert (second["edge_bound"], second["suggestion"]) == ("at least", 4e-3)
+    assert (second["edge_bound"], second["suggestion"]) == ("at least", 8e-3)
     assert (third["knows_frequencies"], third["baseline"]) == (False, 8.0)
     overlay = load_recipe([tmp_path / "new/folder/overlay.yaml"], _required())
     assert overlay.curriculum.stages is not None
-    assert [stage.peak_lr for stage in overlay.curriculum.stages] == [1e-3, 4e-3, 5e-4]
+    assert [stage.peak_lr for stage in overlay.curriculum.stages] == [2e-3, 8e-3, 1e-3]
     png = (tmp_path / "new/folder/lr_finder.png").read_bytes()
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert (int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")) == (1200, 800)
@@ -87,7 +89,7 @@ def test_the_largest_rate_is_the_suggestion_also_where_the_shape_decides_the_pea
     after = load_recipe([tmp_path / "overlay.yaml"], [*_required(), *(f"schedule.{key}={noam[key]}" for key in noam)])
     schedule = LearningRateSchedule(build_plan(after), after.schedule)
     largest = [max(step.lr for step in schedule if step.stage == stage) for stage in range(3)]
-    assert largest == pytest.approx([1e-3, 4e-3, 5e-4], rel=0.01)
+    assert largest == pytest.approx([2e-3, 8e-3, 1e-3], rel=0.01)
 
 
 def test_lengths_of_a_pacing_function_between_those_measured_get_rates_between(tmp_path: Path) -> None:
@@ -117,8 +119,8 @@ def test_the_table_says_what_a_finding_is_worth() -> None:
     console.print(finder_table("mine", results()))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     rows = [line.split() for line in text.splitlines()]
-    assert ["16", "8", "all", "0.004", "0.002", "0.001", "4", "4", "5.000"] in rows
-    assert ["32", "8", "all", "≥", "0.016", "≥", "0.016", "0.004", "4", "3", "4.800"] in rows
+    assert ["16", "8", "all", "0.00519", "0.002", "0.002", "2.59", "4", "5.000"] in rows
+    assert ["32", "8", "all", "≥", "0.016", "≥", "0.016", "0.008", "2", "3", "4.800"] in rows
     text = " ".join(text.split())
     assert text.count("warning:") == 2
     assert "length 32, batch 8: the highest rate tried still trains; raise lr_finder.end_lr" in text

@@ -113,7 +113,7 @@ def test_every_shape_is_measured_to_its_end_whatever_happens(found: tuple[Path, 
         # the same weights and rows, to the bit; a second trial at a rate has other rows
         assert {losses[0] for losses in firsts.values()} == {each["sweep"][0]["loss"]}
         assert all(loss != losses[0] for losses in firsts.values() for loss in losses[1:])
-        assert 0 < each["suggestion"] <= each["edge"] / 4
+        assert 0 < each["suggestion"] <= each["highest_stable"] / 2 <= each["edge"] / 2
         assert each["divisor"] == each["edge"] / each["suggestion"]
         assert 1 < each["frequency_loss"] < math.log(400)
         for trial in each["trials"]:
