@@ -16,6 +16,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -40,6 +41,7 @@ class DeadlineTable:
         self, weights: Sequence[int], owed: Sequence[Fraction], num_rows: int, table_rows: int = TABLE_ROWS
     ) -> None:
         self._weights = np.array(weights)
+        self._owed = list(owed)
         total = sum(weights)
         dealing = _by_deadline(weights, owed)
         parts = [_take(dealing, min(total, num_rows, table_rows))]
@@ -55,11 +57,16 @@ class DeadlineTable:
             self._numbers[places] = np.arange(len(places))
         self._period = total if repeats else 0
         self._given = self._in_table(len(self._sources))
-        share = Fraction(len(self._sources), total)
-        left = zip(owed, weights, self._given.tolist(), strict=True)
-        self._after = SplitTree(weights, [owing + weight * share - given for owing, weight, given in left])
         self.bound = 1.0 if repeats or num_rows <= len(self._sources) else max(1.0, self._after.bound)
         """Rows by which a source's number of rows may differ from its share; debts from before apart."""
+
+    @cached_property
+    def _after(self) -> SplitTree:
+        """Deals the rows after a table that does not repeat."""
+        weights = self._weights.tolist()
+        share = Fraction(len(self._sources), sum(weights))
+        left = zip(self._owed, weights, self._given.tolist(), strict=True)
+        return SplitTree(weights, [owing + weight * share - given for owing, weight, given in left])
 
     def deal(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The sources of rows, and their numbers among the rows of their source.
@@ -78,8 +85,9 @@ class DeadlineTable:
         inside = rows < len(self._sources)
         sources, numbers = np.empty_like(rows), np.empty_like(rows)
         sources[inside], numbers[inside] = self._sources[rows[inside]], self._numbers[rows[inside]]
-        later, count = self._after.deal(rows[~inside] - len(self._sources))
-        sources[~inside], numbers[~inside] = later, self._given[later] + count
+        if not inside.all():
+            later, count = self._after.deal(rows[~inside] - len(self._sources))
+            sources[~inside], numbers[~inside] = later, self._given[later] + count
         return sources, numbers
 
     def counts(self, rows: Rows) -> list[Rows]:
@@ -93,8 +101,11 @@ class DeadlineTable:
             periods = self._periods_after_table(rows)
             given = self._in_table(rows - periods * self._period)
             return [count + periods * weight for count, weight in zip(given, self._weights, strict=True)]
+        given = self._in_table(rows)
+        if (rows <= len(self._sources)).all():
+            return list(given)
         later = self._after.counts(np.maximum(rows - len(self._sources), 0))
-        return [count + more for count, more in zip(self._in_table(rows), later, strict=True)]
+        return [count + more for count, more in zip(given, later, strict=True)]
 
     def _periods_after_table(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """By how many periods to go back so that the first ``rows`` rows end within the table."""

@@ -2,8 +2,8 @@
 
 A *trial* is a whole short training: a warmup, then a cosine down to a tenth of the peak. All trials of a stage begin
 at the same weights and see the same rows. Their peaks are rungs of one ladder, 1e-3 times powers of 2, which is
-climbed up until no rate trains any more, and down until a lower rate is clearly worse. So what is reported was trained
-at, and is not predicted from a sweep.
+climbed up until no rate trains any more, and down until a lower rate is clearly worse. So the best rate was trained at,
+and the edge lies between two that were: neither is predicted from a sweep.
 
 The lowest rate that does not train gets a second trial, over other rows: near the edge, whether a training comes
 through is a matter of luck. A rate trains if one of its trials does; its loss is that of the better one. The edge lies
@@ -39,7 +39,7 @@ CLEARLY = 0.1
 MARGIN = 0.1
 # trials of a rung that decides where the edge is
 _TRIES = 2
-# the suggestion is never more than this part of the highest rate that trains
+# the suggestion is never more than the highest rate that trains over this
 MIN_DIVISOR = 2.0
 FLOOR = 0.1
 
